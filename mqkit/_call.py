@@ -1,0 +1,192 @@
+"""How one handler is called: decoding, middleware, provided values. Compiled when consuming starts."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+
+from mqkit.errors import ConfigError, Undecodable
+from mqkit._provide import Recipe, recipe_for
+from mqkit.handlers import Middleware, Provider, Registration, hints_of, positional, show
+from mqkit.message import Delivery, current
+
+Outcome = BaseException | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """
+    Either `run` (a plain function, on the pool) or `arun` (a coroutine function, on the loop); the other is None.
+
+    Both take a delivery, or a list of them for a batch handler, decode and call, and return what was raised, or None.
+    They never raise.
+    """
+
+    run: Callable[[Any], Outcome] | None
+    arun: Callable[[Any], Awaitable[Outcome]] | None
+
+
+def compile_call(
+    registration: Registration,
+    providers: Mapping[Any, Provider],
+    middlewares: tuple[Middleware, ...],
+    given: Mapping[Any, Any],
+) -> Call:
+    """
+    Args:
+        given: Values by type that are always there: Bus, AsyncBus, and those provided per worker.
+
+    Raises:
+        ConfigError: A parameter that nothing satisfies, or async parts around a `def` handler.
+    """
+    handler = registration.handler
+    asynchronous = is_async(handler)
+    recipe = recipe_for(handler, providers, given, skip_first=True, asynchronous=asynchronous)
+    if registration.batch is not None and recipe.wants_delivery:
+        raise ConfigError(f"handler {show(handler)}: a batch handler has its deliveries in the list, not as a parameter")
+    for middleware in middlewares:
+        if not asynchronous and inspect.isasyncgenfunction(inspect.unwrap(middleware)):
+            raise ConfigError(
+                f"middleware {show(middleware)} is asynchronous and cannot stand around the def handler {show(handler)}"
+            )
+    decode = _decode_one(registration) if registration.batch is None else _decode_all(registration)
+    if asynchronous:
+        return Call(None, _async_runner(handler, decode, recipe, middlewares))
+    return Call(_sync_runner(handler, decode, recipe, middlewares), None)
+
+
+def is_async(handler: Any) -> bool:
+    """The colour of a handler, asked here and nowhere else."""
+    while hasattr(handler, "func"):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def _decode_one(registration: Registration) -> Callable[[Any], Any]:
+    decode = registration.source.schema.decode
+
+    def one(delivery: Delivery[Any]) -> Any:
+        received = delivery._received
+        payload = delivery.payload = decode(received.body, received.envelope)
+        return payload
+
+    return one
+
+
+def _decode_all(registration: Registration) -> Callable[[Any], Any]:
+    decode = registration.source.schema.decode
+
+    def every(batch: list[Delivery[Any]]) -> list[Delivery[Any]]:
+        """Those that decode; the others fail one by one, and their neighbours never notice."""
+        good = []
+        for delivery in batch:
+            received = delivery._received
+            try:
+                delivery.payload = decode(received.body, received.envelope)
+            except Undecodable as exc:
+                delivery._settled = True
+                delivery._holder.finish(delivery, exc)
+            else:
+                good.append(delivery)
+        return good
+
+    return every
+
+
+def _sync_runner(
+    handler: Callable[..., Any], decode: Callable[[Any], Any], recipe: Recipe, middlewares: tuple[Middleware, ...]
+) -> Callable[[Any], Outcome]:
+    def plain(work: Any) -> None:
+        if work.__class__ is Delivery:
+            current.set(work)
+            handler(decode(work))
+        elif batch := decode(work):
+            handler(batch)
+
+    def with_delivery(work: Any) -> None:
+        current.set(work)
+        handler(decode(work), work)
+
+    def full(work: Any) -> None:
+        single = work.__class__ is Delivery
+        if single:
+            current.set(work)
+        payload = decode(work)
+        if not single and not payload:
+            return
+        error: BaseException | None = None
+        with ExitStack() as stack:
+            for middleware in middlewares:
+                stack.enter_context(_sync(middleware(work if single else payload[0]), middleware))
+            values = recipe.make(work, stack)
+            try:
+                handler(payload, **values)
+            except BaseException as exc:
+                error = exc
+                raise
+        if error is not None:  # a middleware swallowed it; the delivery failed all the same
+            raise error
+
+    second = positional(handler)[1:2]
+    by_keyword = recipe.wants_delivery and second[0].kind is inspect.Parameter.KEYWORD_ONLY
+    if middlewares or not recipe.trivial or by_keyword:
+        body = full
+    else:
+        body = with_delivery if recipe.wants_delivery else plain
+    context = contextvars.copy_context()
+
+    def run(work: Any) -> Outcome:
+        try:
+            context.copy().run(body, work)
+        except BaseException as exc:
+            return exc
+        return None
+
+    return run
+
+
+def _async_runner(
+    handler: Callable[..., Any], decode: Callable[[Any], Any], recipe: Recipe, middlewares: tuple[Middleware, ...]
+) -> Callable[[Any], Awaitable[Outcome]]:
+    bare = not middlewares and recipe.trivial and not recipe.wants_delivery
+
+    async def run(work: Any) -> Outcome:
+        single = work.__class__ is Delivery
+        error: BaseException | None = None
+        try:
+            if single:
+                current.set(work)
+            payload = decode(work)
+            if not single and not payload:
+                return None
+            if bare:
+                await handler(payload)
+                return None
+            async with AsyncExitStack() as stack:
+                for middleware in middlewares:
+                    manager: Any = middleware(work if single else payload[0])
+                    if hasattr(manager, "__aenter__"):
+                        await stack.enter_async_context(manager)
+                    else:
+                        stack.enter_context(manager)
+                values = await recipe.amake(work, stack)
+                try:
+                    await handler(payload, **values)
+                except BaseException as exc:
+                    error = exc
+                    raise
+        except BaseException as exc:
+            return exc
+        return error  # None, or what a middleware swallowed
+
+    return run
+
+
+def _sync(manager: Any, middleware: Middleware) -> Any:
+    if not hasattr(manager, "__enter__"):
+        raise ConfigError(f"middleware {show(middleware)} is asynchronous and cannot stand around a def handler")
+    return manager

@@ -1,0 +1,762 @@
+"""The consume pump: one thread that takes messages of one source, has them handled, and settles them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from mqkit._crew import Crew
+from mqkit._ids import derived_id
+from mqkit._lanes import Lanes
+from mqkit._topology import Topology
+from mqkit._publish import PublishPump
+from mqkit.backends.base import Backend, Declaration, Done, Outgoing, Received, Receiver, Release, Settlement, Turn
+from mqkit.destinations import Destination
+from mqkit.envelope import Dead
+from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitError
+from mqkit.handlers import Batch, Promise, Where
+from mqkit.message import Delivery, PublishOptions
+from mqkit.patterns.retry import Retry, judge
+from mqkit.verdicts import Ack, Reject
+
+log = logging.getLogger("mqkit")
+
+WINDOW = 1000  # most messages one consumer holds
+AHEAD = 0.1  # seconds of work it may hold beyond what runs, measured by what it has handled
+RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
+COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
+REASON_BYTES = 2000
+
+AttemptOutcome = Literal["done", "retry", "dead", "released", "skipped", "failed"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt as a trace shows it. `at` is the backend's clock; `error` what was raised, or None."""
+
+    message_id: str
+    destination: str
+    group: str | None
+    attempt: int
+    at: float
+    outcome: AttemptOutcome
+    error: BaseException | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one consumer does, with every default filled in."""
+
+    name: str
+    destination: Destination[Any]
+    group: str | None
+    declaration: Declaration
+    retry: Retry
+    promise: Promise
+    concurrency: int
+    window: int | None  # fixed (pull), or None: adapted to how fast handlers are
+    batch: Batch | None
+    where: Where | None
+    manual: bool
+
+    @property
+    def ordered(self) -> bool:
+        return self.declaration.order == "key"
+
+    @property
+    def live(self) -> bool:
+        return self.destination.kind == "broadcast"
+
+
+class Sender(Protocol):
+    """The publishing side of a bus, as a consumer needs it."""
+
+    @property
+    def publish_pump(self) -> PublishPump: ...
+
+    def prepare(
+        self, to: Destination[Any], payload: Any, options: Mapping[str, Any], *, id: str = "", staged: bool = False
+    ) -> Outgoing: ...
+
+
+class _Skipped(BaseException):
+    """`where` said no."""
+
+
+class _Confirmed(BaseException):
+    """The copies that go elsewhere are there, or failed with `error`."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What became of deliveries since the consumer started."""
+
+    done: int = 0
+    retried: int = 0
+    dead: int = 0
+    released: int = 0
+    skipped: int = 0
+    failed: int = 0  # live or at most once: gone
+    stale: int = 0  # verdicts for deliveries that were not ours any more
+
+
+INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+class ConsumePump:
+    """
+    Owns one `Receiver`.
+
+    `inflight`, lanes and the forming batch belong to the thread. Handlers append to `verdicts` and wake it at most once
+    per turn. `waiting` holds what is handed to the crew and not begun: who pops it first, the worker or the pump giving
+    it back, has it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        topology: Topology,
+        sender: Sender,
+        observe: Callable[[Attempt], None] | None,
+    ) -> None:
+        self.settings = settings
+        self.destination = settings.destination
+        self.group = settings.group
+        self.explicit = settings.manual
+        self.by_member = settings.batch is not None
+        self.counts = Counts()
+        self.state = "starting"  # starting, running, failed: why, stopped
+        self.failed: MqkitError | None = None  # why the source could not be opened, if for good
+        self.running = threading.Event()
+        self._backend = backend
+        self._can = backend.capabilities
+        self._topology = topology
+        self._sender = sender
+        self._observe = observe
+        self._crew: Crew | None = None
+        self._receiver: Receiver | None = None
+        self._inflight: dict[Any, Delivery[Any]] = {}
+        self._waiting: dict[Any, Delivery[Any]] = {}
+        self._verdicts: deque[tuple[Delivery[Any], BaseException | None]] = deque()
+        self._armed = False
+        self._lanes = Lanes() if settings.ordered else None
+        self._forming: list[Delivery[Any]] = []
+        self._forming_since = 0.0
+        self._suspects: list[Delivery[Any]] = []
+        self._alone: Delivery[Any] | None = None
+        self._early = settings.promise == "at_most_once" or settings.live
+        self._now: Callable[[], float] = time.time
+        self._served_at = time.monotonic()
+        self._stopping = threading.Event()
+        self._deadline = float("inf")
+        self._hungry = False
+        self._finished = 0  # since _measured
+        self._measured = time.monotonic()
+        least = settings.concurrency if settings.batch is None else settings.batch.size * settings.concurrency
+        self._least = min(max(least * 2, 16), 20_000)
+        self._window = settings.window or self._least
+        self._thread = threading.Thread(target=self._run, name=f"mqkit-consume-{settings.name}", daemon=True)
+
+    # -- the worker and the user -----------------------------------------------------------------------------------
+
+    def start(self, crew: Crew) -> None:
+        self._crew = crew
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Begin to stop; `join` waits."""
+        self._deadline = time.monotonic() + grace
+        self._stopping.set()
+        self._wake()
+
+    def join(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def busy(self) -> bool:
+        """Is anything in hand, running or unsettled?"""
+        return bool(self._inflight or self._verdicts or self._suspects)
+
+    @property
+    def in_hand(self) -> int:
+        return len(self._inflight)
+
+    @property
+    def only_waits_for_its_batch(self) -> bool:
+        """Is all it holds in a batch that is not full, so that only time can move it on?"""
+        return bool(self._forming) and len(self._forming) == len(self._inflight) and not self._verdicts
+
+    def next_due(self) -> float | None:
+        """When a forming batch is handed over for its age, by the backend's clock."""
+        batch = self.settings.batch
+        return self._forming_since + batch.age if batch is not None and self._forming else None
+
+    def stuck(self) -> int:
+        return self._crew.stuck() if self._crew is not None else 0
+
+    def clock_moved(self) -> None:
+        self._wake()
+
+    def stage(
+        self, delivery: Delivery[Any], to: Destination[Any], payload: Any, via: Any, options: PublishOptions
+    ) -> Outgoing:
+        sender: Sender = self._sender
+        if via is not None:
+            if self.settings.promise == "exactly_once":
+                raise ConfigError('delivery.publish(via=...): another bus cannot be part of promise="exactly_once"')
+            sender = via
+        position = len(delivery._staged or ())
+        id = derived_id(f"{self.settings.name}\0{delivery.id}", self.group or "", position)
+        return sender.prepare(to, payload, options, id=id, staged=True)
+
+    def begin(self, work: Any) -> Any:
+        """On a worker, right before the handler: what of it is still ours and should run."""
+        if work.__class__ is list:
+            return [delivery for delivery in work if self._begin(delivery)]
+        return work if self._begin(work) else None
+
+    def _begin(self, delivery: Delivery[Any]) -> bool:
+        received = delivery._received
+        if self._waiting.get(received.handle) is not delivery:
+            return False  # given back or revoked meanwhile
+        if self._can.lease is not None and time.monotonic() - self._served_at > self._can.lease / 2:
+            self._ask_first()
+        if received.lease_until is not None and time.monotonic() > received.lease_until:
+            return False
+        if self._waiting.pop(received.handle, None) is not delivery:
+            return False
+        if received.expires_at is not None and received.expires_at <= self._now():
+            delivery._settled = True
+            self.finish(delivery, Reject("expired: its ttl passed before a handler could start"))
+            return False
+        if self.settings.where is not None:
+            return self._wanted(delivery, self.settings.where)
+        return True
+
+    def _wanted(self, delivery: Delivery[Any], where: Where) -> bool:
+        try:
+            if where(delivery.message):
+                return True
+            outcome: BaseException = _Skipped()
+        except Exception as exc:
+            outcome = exc
+        delivery._settled = True
+        self.finish(delivery, outcome)
+        return False
+
+    def _ask_first(self) -> None:
+        """
+        This process slept longer than half a lease: what it holds may be another's by now.
+
+        The pump's next turn asks the backend and takes revoked deliveries out of `waiting`.
+        """
+        until = time.monotonic() + 5.0
+        seen = self._served_at
+        self._wake()
+        while self._served_at == seen and time.monotonic() < until and not self._stopping.wait(0.005):
+            continue
+
+    def conclude(self, work: Any, outcome: BaseException | None) -> None:
+        """On a worker, after the handler."""
+        if work.__class__ is not list:
+            if self.explicit and outcome is None:
+                return  # the handler settles, or has
+            if self.explicit and work._settled:
+                return
+            work._settled = True
+            self.finish(work, outcome)
+            return
+        for delivery in work:
+            if delivery._settled or (self.explicit and outcome is None):
+                continue
+            delivery._settled = True
+            self.finish(delivery, outcome)
+
+    def finish(self, delivery: Delivery[Any], outcome: BaseException | None) -> None:
+        """From any thread: what became of a delivery. None is success."""
+        self._verdicts.append((delivery, outcome))
+        if not self._armed:
+            self._armed = True
+            receiver = self._receiver
+            if receiver is not None:
+                receiver.wake()
+
+    def _wake(self) -> None:
+        receiver = self._receiver
+        if receiver is not None:
+            receiver.wake()
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        wait = RESTART[0]
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                receiver = self._open()
+            except MqkitError as exc:
+                self.state = f"failed: {exc}"
+                self.failed = None if exc.retryable else exc
+                log.warning("consumer.cannot_start", extra={"source": self.settings.name, "error": str(exc)})
+            except Exception as exc:
+                self.state = f"failed: {type(exc).__name__}: {exc}"
+                log.exception("consumer.cannot_start", extra={"source": self.settings.name})
+            else:
+                try:
+                    self._serve(receiver)
+                except Lost as exc:
+                    self.state = f"failed: {exc}"
+                    log.warning("consumer.lost", extra={"source": self.settings.name, "error": str(exc)})
+                except Exception as exc:  # never a silent dead loop: said in health(), and started again
+                    self.state = f"failed: {type(exc).__name__}: {exc}"
+                    log.exception("consumer.failed", extra={"source": self.settings.name})
+                finally:
+                    self._forget()
+                    self._receiver = None
+                    with contextlib.suppress(MqkitError):  # it may be what has just failed
+                        receiver.close()
+            if self._stopping.is_set():
+                break
+            if time.monotonic() - began > RESTART[1]:
+                wait = RESTART[0]
+            self._stopping.wait(wait * (0.5 + random.random() / 2))
+            wait = min(RESTART[1], wait * 2)
+        self.state = "stopped"
+        self.running.set()
+        if self._crew is not None:
+            self._crew.stop()
+
+    def _open(self) -> Receiver:
+        # What this process knew to exist may be what the broker has just lost: ask again, every time.
+        self._topology.forget([self.settings.declaration.address])
+        self._topology.ensure(self._backend, [self.settings.declaration.address])
+        receiver = self._backend.receiver(self.settings.declaration, self.settings.window or max(WINDOW, self._least))
+        self._receiver, self._now = receiver, receiver.now
+        self._served_at = time.monotonic()
+        self.state, self.failed = "running", None
+        self.running.set()
+        return receiver
+
+    def _serve(self, receiver: Receiver) -> None:
+        crew = self._crew
+        assert crew is not None
+        trouble = RESTART[0]
+        while True:
+            self._armed = False
+            if settlements := self._drain():
+                receiver.settle(settlements)
+            if self._suspects:
+                self._isolate(receiver)
+            stopping = self._stopping.is_set()
+            if stopping and self._stopped(receiver):
+                return
+            room = 0 if stopping or self._suspects else max(0, self._window - len(self._inflight))
+            try:
+                turn = receiver.receive(room, self._patience())
+            except Lost:
+                raise
+            except MqkitError as exc:
+                if not exc.retryable:
+                    raise
+                self.state = f"failed: {exc}"
+                self._stopping.wait(trouble)
+                trouble = min(RESTART[1], trouble * 2)
+                continue
+            self._served_at = time.monotonic()
+            if trouble != RESTART[0] or self.state != "running":
+                trouble, self.state = RESTART[0], "running"
+            if turn.revoked or turn.refused:
+                self._lose(receiver, turn)
+            if turn.deliveries:
+                self._admit(receiver, turn.deliveries)
+            if self._forming:
+                self._hand_over_batch()
+            self._hungry = crew.turn_end()
+
+    def _patience(self) -> float:
+        """How long `receive` may block."""
+        if self._verdicts:
+            return 0.0
+        if self._hungry:
+            return 0.001
+        longest = 0.05 if self._stopping.is_set() else 1.0
+        if self._can.lease is not None:
+            longest = min(longest, self._can.lease / 4)
+        due = self.next_due()
+        return longest if due is None else max(0.0, min(longest, due - self._now()))
+
+    def _adapt(self) -> None:
+        """Hold what the handlers can do in a moment, and no more: another process may have idle ones."""
+        now = time.monotonic()
+        elapsed = now - self._measured
+        if elapsed < 0.05:
+            return
+        ahead = int(self._finished / elapsed * AHEAD)
+        self._window = min(max(WINDOW, self._least), self._least + ahead)
+        self._finished, self._measured = 0, now
+
+    # -- arriving --------------------------------------------------------------------------------------------------
+
+    def _admit(self, receiver: Receiver, deliveries: Sequence[Received]) -> None:
+        if self._early:
+            deliveries = self._settle_early(receiver, deliveries)
+        crashes = self.settings.retry.crashes
+        for received in deliveries:
+            delivery = Delivery(received, self)
+            self._inflight[received.handle] = delivery
+            if received.lost >= crashes:
+                self._suspect(delivery)
+            elif self.settings.batch is not None:
+                self._join_batch(delivery)
+            elif self._lanes is None or self._lanes.admit(delivery):
+                self._start(delivery)
+
+    def _settle_early(self, receiver: Receiver, deliveries: Sequence[Received]) -> Sequence[Received]:
+        """At most once: settled, durably, before any handler starts. What could not be settled is not handled."""
+        if self.settings.live:
+            return deliveries
+        receiver.settle([Done(received) for received in deliveries])
+        refused = {received.handle for received, _ in receiver.flush(5.0).refused}
+        return [received for received in deliveries if received.handle not in refused]
+
+    def _start(self, delivery: Delivery[Any]) -> None:
+        self._waiting[delivery._received.handle] = delivery
+        self._crew.start(delivery)  # type: ignore[union-attr]
+
+    def _join_batch(self, delivery: Delivery[Any]) -> None:
+        assert self.settings.batch is not None
+        if self._lanes is not None and not self._lanes.admit(delivery, self._forming):
+            return
+        if not self._forming:
+            self._forming_since = self._now()
+        self._forming.append(delivery)
+        if len(self._forming) >= self.settings.batch.size:
+            self._hand_over_batch()
+
+    def _hand_over_batch(self) -> None:
+        batch = self.settings.batch
+        assert batch is not None
+        if len(self._forming) < batch.size and self._now() < self._forming_since + batch.age:
+            return
+        work, self._forming = self._forming, []
+        for delivery in work:
+            self._waiting[delivery._received.handle] = delivery
+        self._crew.start(work)  # type: ignore[union-attr]
+
+    # -- settling --------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> list[Settlement]:
+        out: list[Settlement] = []
+        verdicts, inflight, lanes = self._verdicts, self._inflight, self._lanes
+        while verdicts:
+            delivery, outcome = verdicts.popleft()
+            received = delivery._received
+            if inflight.get(received.handle) is not delivery:
+                self.counts.stale += 1
+                continue
+            self._finished += 1
+            if outcome is None and delivery._staged is None and not self._early:
+                out.append(Done(received))
+                self._note(delivery, "done", None)
+            else:
+                settled = self._conclude(delivery, outcome)
+                if settled is None:
+                    continue  # copies are on their way elsewhere, it stays in hand
+                out.extend(settled)
+            del inflight[received.handle]
+            self._waiting.pop(received.handle, None)
+            if delivery is self._alone:
+                self._alone = None
+                self._suspects.clear()
+            if lanes is not None:
+                again = bool(out) and out[-1].__class__ is Release and out[-1].delivery is received
+                self._advance(lanes, delivery, again, out)
+        if not self.settings.window:
+            self._adapt()
+        return out
+
+    def _advance(self, lanes: Lanes, delivery: Delivery[Any], again: bool, out: list[Settlement]) -> None:
+        ready, back = lanes.finished(delivery, again=again)
+        for follower in back:
+            self._inflight.pop(follower._received.handle, None)
+            out.append(Release(follower._received))
+        if self._stopping.is_set() or self._suspects:
+            # Their place in the key is kept by the backend; nothing new starts now.
+            for follower in ready:
+                if self._inflight.pop(follower._received.handle, None) is not None:
+                    out.append(Release(follower._received))
+            return
+        for follower in ready:
+            if self.settings.batch is not None:
+                self._join_batch(follower)
+            elif lanes.admit(follower):
+                self._start(follower)
+
+    def _conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
+        """How to settle anything but a plain success: with nothing where that was done before. None: not yet."""
+        received = delivery._received
+        if isinstance(outcome, _Skipped):
+            self.counts.skipped += 1
+            self._trace(delivery, "skipped", None)
+            return () if self._early else (Done(received),)
+        if self._early:
+            if outcome is not None:
+                log.error("message.failed", extra={**self._where_from(delivery), "error": repr(outcome)})
+            self._note(delivery, "done" if outcome is None else "failed", outcome)
+            if outcome is None:  # nothing is left to settle with, so what the handler staged is simply published
+                for via, message in delivery._staged or ():
+                    (via or self._sender).publish_pump.send(message)
+            return ()
+        error: BaseException | None = None
+        if isinstance(outcome, _Confirmed):
+            error = outcome.error
+        elif outcome is None or isinstance(outcome, Ack):
+            if self._send_elsewhere(delivery):
+                return None
+        elif isinstance(outcome, INTERRUPTIONS):
+            self._note(delivery, "released", outcome)
+            return (Release(received, 0.0 if self._stopping.is_set() else COPY_RETRY),)
+        else:
+            return (self._failed(delivery, outcome),)
+        copies = [message for _, message in delivery._staged or ()]
+        if error is None and copies and self._topology.missing({copy.address for copy in copies}):
+            try:
+                self._topology.ensure(self._backend, [copy.address for copy in copies])
+            except MqkitError as exc:
+                error = exc
+        if error is not None:
+            return (self._copies_failed(delivery, error),)
+        self._note(delivery, "done", None)
+        return (Done(received, copies),)
+
+    def _failed(self, delivery: Delivery[Any], error: BaseException) -> Settlement:
+        received = delivery._received
+        now = self._now()
+        since = received.since if received.since is not None else now
+        verdict = judge(
+            self.settings.retry, error, attempt=received.attempt, waited=now - since, chance=random.random()
+        )
+        raised = None if isinstance(error, Reject) else error
+        if isinstance(verdict, Reject):
+            self._note(delivery, "dead", raised)
+            log.warning("message.rejected", extra={**self._where_from(delivery), "reason": verdict.reason})
+            return Done(received, [self._dead_letter(delivery, verdict.reason, raised, now)])
+        after: float = getattr(verdict, "after", 0.0)
+        self._note(delivery, "retry", raised)
+        return Release(received, after, received.attempt + 1, since)
+
+    def _copies_failed(self, delivery: Delivery[Any], error: BaseException) -> Settlement:
+        """Staged messages could not be sent. Not the handler's fault if sending may succeed later."""
+        if isinstance(error, MqkitError) and error.retryable:
+            log.warning("copies.delayed", extra={**self._where_from(delivery), "error": str(error)})
+            self._note(delivery, "released", error)
+            return Release(delivery._received, COPY_RETRY)
+        return self._failed(delivery, error)
+
+    def _dead_letter(self, delivery: Delivery[Any], reason: str, error: BaseException | None, now: float) -> Outgoing:
+        received = delivery._received
+        dead = Dead(
+            reason=reason.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore"),
+            error_type=type(error).__name__ if error is not None else "",
+            attempts=received.attempt,
+            origin=str(received.address),
+            died_at=now,
+        )
+        envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
+        return Outgoing(
+            received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope
+        )
+
+    def _send_elsewhere(self, delivery: Delivery[Any]) -> bool:
+        """Publish the copies that cannot be settled with the delivery. True: their confirmation will come as a verdict."""
+        staged = delivery._staged or []
+        elsewhere = staged if not self._can.atomic else [(via, message) for via, message in staged if via is not None]
+        if not elsewhere:
+            return False
+        delivery._staged = [entry for entry in staged if entry not in elsewhere] or None
+        left = len(elsewhere)
+        first_error: list[BaseException] = []
+        lock = threading.Lock()
+
+        def confirmed(ticket: Any) -> None:
+            nonlocal left
+            error = ticket.exception()
+            with lock:
+                left -= 1
+                if error is not None:
+                    first_error.append(error)
+                if left:
+                    return
+            self.finish(delivery, _Confirmed(first_error[0] if first_error else None))
+
+        for via, message in elsewhere:
+            (via or self._sender).publish_pump.send(message).add_done_callback(confirmed)
+        return True
+
+    # -- losing, isolating, stopping -------------------------------------------------------------------------------
+
+    def _lose(self, receiver: Receiver, turn: Turn) -> None:
+        for received in turn.revoked:
+            delivery = self._inflight.pop(received.handle, None)
+            self._waiting.pop(received.handle, None)
+            if delivery is not None and self._lanes is not None:
+                for follower in self._lanes.dropped(delivery):
+                    self._inflight.pop(follower._received.handle, None)
+        again: list[Settlement] = []
+        for received, error in turn.refused:
+            if isinstance(error, LeaseLost):
+                self.counts.stale += 1
+                continue
+            # The backend would not take a copy: nothing happened, the original is still ours.
+            self._topology.forget()
+            again.append(self._copies_failed(Delivery(received, self), error))
+        if again:
+            receiver.settle(again)
+        if turn.revoked:
+            log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
+
+    def _suspect(self, delivery: Delivery[Any]) -> None:
+        """Handed out too often without a verdict. Alone once; if that killed its process too, it is the culprit."""
+        received = delivery._received
+        if received.solo:
+            times = received.lost
+            self._verdicts.append((delivery, Reject(f"crashes: {times} hand-outs ended with the death of the process")))
+        else:
+            self._suspects.append(delivery)
+
+    def _isolate(self, receiver: Receiver) -> None:
+        """Give back what has not begun, wait for what runs, then run one suspect with nothing else in hand."""
+        if self._alone is not None:
+            return
+        back = self._give_back(keep=self._suspects)
+        if back:
+            receiver.settle(back)
+        if len(self._inflight) > len(self._suspects):
+            return
+        first, *others = self._suspects
+        self._suspects = [first]
+        if others:
+            receiver.settle([Release(other._received) for other in others])
+            for other in others:
+                del self._inflight[other._received.handle]
+        self._lose(receiver, receiver.flush(5.0))
+        if first._received.handle not in self._inflight:
+            self._suspects.clear()
+            return
+        receiver.isolate(first._received)
+        self._alone = first
+        if self._lanes is not None:
+            self._lanes.clear()
+            self._lanes.admit(first)
+        if self.settings.batch is not None:
+            self._waiting[first._received.handle] = first
+            self._crew.start([first])  # type: ignore[union-attr]
+        else:
+            self._start(first)
+
+    def _give_back(self, keep: Sequence[Delivery[Any]] = ()) -> list[Settlement]:
+        """Release what no handler has begun, in the order it came."""
+        back: list[Settlement] = []
+        kept = {id(delivery) for delivery in keep}
+        followers = self._lanes.take_followers() if self._lanes is not None else set()
+        forming = {id(delivery) for delivery in self._forming}
+        self._forming = []
+        for handle, delivery in list(self._inflight.items()):
+            if id(delivery) in kept:
+                continue
+            unstarted = self._waiting.pop(handle, None) is delivery
+            if unstarted or id(delivery) in followers or id(delivery) in forming:
+                del self._inflight[handle]
+                back.append(Release(delivery._received))
+                if self._lanes is not None and id(delivery) not in followers:
+                    self._lanes.finished(delivery, again=True)
+                self._note(delivery, "released", None)
+        return back
+
+    def _stopped(self, receiver: Receiver) -> bool:
+        """One turn of stopping. True: nothing is left, or grace has ended."""
+        back = self._give_back(keep=[self._alone] if self._alone is not None else ())
+        if back:
+            receiver.settle(back)
+        self._suspects = [self._alone] if self._alone is not None else []
+        over = time.monotonic() - self._deadline
+        if self._inflight and over >= 0 and self._crew is not None:
+            self._crew.cancel()  # tasks end now and are released uncounted; threads go on, the broker takes theirs back
+        linger = 0.0 if self.settings.window else 1.0  # for cancelled tasks to say so; a pull loop has none
+        if self._inflight and over < linger:
+            return False
+        self._lose(receiver, receiver.flush(5.0))
+        return True
+
+    def _forget(self) -> None:
+        """The receiver is gone: so is all it handed out. Handlers that run finish, and their verdicts meet nobody."""
+        self._inflight.clear()
+        self._waiting.clear()
+        self._forming = []
+        self._suspects = []
+        self._alone = None
+        if self._lanes is not None:
+            self._lanes.clear()
+
+    # -- telling ---------------------------------------------------------------------------------------------------
+
+    def _note(self, delivery: Delivery[Any], outcome: AttemptOutcome, error: BaseException | None) -> None:
+        counts = self.counts
+        if outcome == "done":
+            counts.done += 1
+        elif outcome == "retry":
+            counts.retried += 1
+        elif outcome == "dead":
+            counts.dead += 1
+        elif outcome == "released":
+            counts.released += 1
+        else:
+            counts.failed += 1
+        if self._observe is not None:
+            self._trace(delivery, outcome, error)
+
+    def _trace(self, delivery: Delivery[Any], outcome: AttemptOutcome, error: BaseException | None) -> None:
+        if self._observe is not None:
+            self._observe(
+                Attempt(
+                    delivery.id, self.destination.name, self.group, delivery.attempt, self._now(), outcome, error
+                )
+            )
+
+    def _where_from(self, delivery: Delivery[Any]) -> dict[str, Any]:
+        return {"source": self.settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
+
+
+def needs(settings: Settings, can: Any, known: Sequence[str]) -> None:
+    """`CapabilityMissing` when the backend cannot do what this consumer asks for."""
+    missing = []
+    if settings.ordered and not can.order_by_key:
+        missing.append('order="key"')
+    if settings.promise == "exactly_once" and not can.atomic:
+        missing.append('promise="exactly_once"')
+    if settings.declaration.priorities > can.priorities:
+        missing.append(f"priorities={settings.declaration.priorities}")
+    if settings.live and not can.broadcast:
+        missing.append("broadcast")
+    if settings.declaration.start == "earliest" and not can.replay:
+        missing.append('start="earliest"')
+    if missing:
+        raise CapabilityMissing(
+            f"{settings.name}: {can.name} cannot do {', '.join(missing)}; run `mqkit capabilities` to see which of "
+            f"{', '.join(known)} can"
+        )

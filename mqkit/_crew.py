@@ -1,0 +1,188 @@
+"""Who runs handlers: a pool of threads for `def`, a loop for `async def`. A pump sees only `start` and `stop`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from mqkit._call import Call, Outcome
+from mqkit.errors import TimedOut
+
+log = logging.getLogger("mqkit")
+
+
+class Crew(Protocol):
+    """Runs pieces of work (a delivery or a batch), at most `size` at once."""
+
+    def start(self, work: Any) -> None:
+        """By the pump: queue it."""
+
+    def turn_end(self) -> bool:
+        """By the pump, once per turn. True: work waits and more hands could be had, come back soon."""
+
+    def stuck(self) -> int:
+        """How many run longer than their timeout and cannot be stopped."""
+
+    def cancel(self) -> None:
+        """Interrupt what can be interrupted; its outcome is a CancelledError."""
+
+    def stop(self) -> None:
+        """No more work comes. Does not wait for what runs."""
+
+
+Begin = Callable[[Any], Any]  # what is still to be run of a piece of work; falsy for nothing
+Conclude = Callable[[Any, Outcome], None]
+
+
+class Threads:
+    """
+    `def` handlers. Threads are added one per turn while work waits, so quick handlers never get more than they need.
+
+    A thread cannot be stopped: past its timeout it is reported stuck, and its piece of work keeps its place until it ends.
+    """
+
+    def __init__(self, call: Call, begin: Begin, conclude: Conclude, *, size: int, timeout: float | None, name: str) -> None:
+        assert call.run is not None
+        self._run = call.run
+        self._begin = begin
+        self._conclude = conclude
+        self._size = size
+        self._timeout = timeout
+        self._name = name
+        self._todo: SimpleQueue[Any] = SimpleQueue()
+        self._threads = 0
+        self._running: dict[int, float] = {}  # thread number to deadline; only with a timeout
+        self._stopped = False
+
+    def start(self, work: Any) -> None:
+        self._todo.put(work)
+
+    def turn_end(self) -> bool:
+        if self._threads < self._size and not self._todo.empty():
+            self._threads += 1
+            thread = threading.Thread(
+                target=self._serve, args=(self._threads,), name=f"mqkit-{self._name}-{self._threads}", daemon=True
+            )
+            thread.start()
+            return self._threads < self._size
+        return False
+
+    def stuck(self) -> int:
+        now = time.monotonic()
+        return sum(deadline < now for deadline in list(self._running.values()))
+
+    def cancel(self) -> None:
+        """Nothing: see the class."""
+
+    def stop(self) -> None:
+        self._stopped = True
+        for _ in range(self._threads):
+            self._todo.put(None)
+
+    def _serve(self, number: int) -> None:
+        get, begin, run, conclude = self._todo.get, self._begin, self._run, self._conclude
+        while (work := get()) is not None:
+            if self._stopped:
+                continue
+            work = begin(work)
+            if not work:
+                continue
+            if self._timeout is not None:
+                self._running[number] = time.monotonic() + self._timeout
+            outcome = run(work)
+            if self._timeout is not None and time.monotonic() > self._running.pop(number):
+                outcome = too_long(self._timeout)
+            conclude(work, outcome)
+
+
+class LoopTasks:
+    """`async def` handlers, as tasks of one event loop. Past their timeout they are cancelled."""
+
+    def __init__(
+        self,
+        call: Call,
+        begin: Begin,
+        conclude: Conclude,
+        *,
+        size: int,
+        timeout: float | None,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        assert call.arun is not None
+        self._arun: Callable[[Any], Awaitable[Outcome]] = call.arun
+        self._begin = begin
+        self._conclude = conclude
+        self._size = size
+        self._timeout = timeout
+        self._name = name
+        self._loop = loop
+        self._fresh: list[Any] = []
+        self._todo: deque[Any] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._since_pause = 0
+        self._stopped = False
+
+    def start(self, work: Any) -> None:
+        self._fresh.append(work)
+
+    def turn_end(self) -> bool:
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            self._on_loop(lambda: self._spawn(fresh))
+        return False
+
+    def stuck(self) -> int:
+        return 0
+
+    def cancel(self) -> None:
+        self._on_loop(lambda: [task.cancel() for task in self._tasks])
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def _on_loop(self, act: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(act)
+        except RuntimeError:  # the loop is closed: nothing runs on it any more
+            log.debug("loop.closed", extra={"source": self._name})
+
+    def _spawn(self, fresh: list[Any]) -> None:
+        self._todo.extend(fresh)
+        while self._todo and len(self._tasks) < self._size and not self._stopped:
+            task = self._loop.create_task(self._perform(), name=f"mqkit-{self._name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _perform(self) -> None:
+        """One task takes piece after piece while there are any, as a thread of the pool would."""
+        while self._todo and not self._stopped:
+            work = self._begin(self._todo.popleft())
+            if not work:
+                continue
+            if self._timeout is None:
+                outcome = await self._arun(work)
+            else:
+                outcome = await self._limited(work, self._timeout)
+            self._conclude(work, outcome)
+            if isinstance(outcome, asyncio.CancelledError):
+                return
+            self._since_pause += 1
+            if self._since_pause >= 32:  # handlers that never wait must not keep the loop to themselves
+                self._since_pause = 0
+                await asyncio.sleep(0)
+
+    async def _limited(self, work: Any, timeout: float) -> Outcome:
+        async with asyncio.timeout(timeout) as limit:
+            outcome = await self._arun(work)
+        return too_long(timeout) if limit.expired() else outcome
+
+
+def too_long(timeout: float) -> Exception:
+    return TimedOut(f"the handler took longer than timeout={timeout:g} s")

@@ -1,0 +1,41 @@
+"""Backends by URL scheme, found as entry points; no driver is imported before its URL is used."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from mqkit._clock import Clock
+from mqkit._url import Url, unknown
+from mqkit.backends.base import Backend
+from mqkit.errors import ConfigError, ExtraMissing
+
+GROUP = "mqkit.backends"
+
+
+def backend_for(url: Url, clock: Clock) -> Backend:
+    """
+    The backend of a URL, connected to nothing yet.
+
+    Raises:
+        ConfigError: No backend has this scheme (the nearest known one is named), or its options are wrong.
+        ExtraMissing: Its driver is not installed.
+    """
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if url.scheme not in found:
+        raise ConfigError(unknown("backend", url.scheme, found, where="mqkit"))
+    try:
+        make = found[url.scheme].load()
+    except ModuleNotFoundError as exc:
+        if exc.name and exc.name.split(".")[0] == "mqkit":
+            raise
+        raise ExtraMissing(
+            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: pip install 'mqkit[{url.scheme}]'"
+        ) from exc
+    if clock.virtual and not make.virtual_clock:
+        raise ConfigError(f"a virtual clock cannot move {url.scheme}://, which keeps real time; use it with memory://")
+    backend: Backend = make(url, clock)
+    return backend
+
+
+def known_schemes() -> list[str]:
+    return sorted({point.name for point in entry_points(group=GROUP)})

@@ -1,0 +1,94 @@
+"""The future of one publish. Cheap: a lock is made only for those somebody waits on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from typing import Any
+
+from mqkit.backends.base import Outgoing
+
+# Claiming (pump) against withdrawing (caller whose time ran out): whoever is first decides, so a ticket withdrawn is
+# certainly not sent. Taken once per batch and once per time-out, hence one lock for all.
+_claims = threading.Lock()
+_making = threading.Lock()
+
+
+class Ticket(Future[str]):
+    """
+    A `concurrent.futures.Future` of the message id.
+
+    `Future.__init__` makes a Condition, which costs more than all the rest of a publish. Here it is made by the first
+    who needs one; resolving writes the result before it looks for a condition, and a waiter makes the condition before
+    it looks for a result, so neither misses the other.
+    """
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self._state = PENDING
+        self._result: str | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Future[str]], object]] = []
+        self.outgoing: Outgoing | None = outgoing
+
+    retried = False  # the destination was declared again for it
+    on_resolved: Callable[[Ticket, BaseException | None], None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_condition":
+            raise AttributeError(name)
+        with _making:
+            return self.__dict__.setdefault("_condition", threading.Condition())
+
+    def resolve(self, error: BaseException | None) -> None:
+        """By the pump, once: the message id, or the error."""
+        outgoing = self.outgoing
+        if error is None:
+            self._result = outgoing.id if outgoing is not None else ""
+        else:
+            self._exception = error
+        self.outgoing = None  # a future kept by its caller must not keep the body
+        self._state = FINISHED
+        if self.on_resolved is not None:
+            self.on_resolved(self, error)
+        condition = self.__dict__.get("_condition")
+        if condition is None:
+            return
+        with condition:
+            for waiter in self._waiters:
+                waiter.add_result(self) if error is None else waiter.add_exception(self)
+            condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def requeue(self) -> None:
+        """By the pump, instead of `resolve`: the broker did not take it, it may be claimed again."""
+        self._state = PENDING
+
+    def cancel(self) -> bool:
+        """Withdraw the message. True: it was not handed to the broker and never will be."""
+        with _claims:
+            if self._state in (RUNNING, FINISHED):
+                return False
+            if self._state == PENDING:
+                self._state = CANCELLED
+        if self.on_resolved is not None:
+            self.on_resolved(self, None)
+        with self._condition:
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+        return True
+
+
+def claim(tickets: Iterable[Ticket]) -> list[Ticket]:
+    """Of these, the ones that were not withdrawn; from now on they cannot be."""
+    claimed = []
+    with _claims:
+        for ticket in tickets:
+            if ticket._state == PENDING:
+                ticket._state = RUNNING
+                claimed.append(ticket)
+            elif ticket._state == CANCELLED:
+                ticket._state = CANCELLED_AND_NOTIFIED
+    return claimed

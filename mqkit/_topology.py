@@ -1,0 +1,116 @@
+"""What a bus uses and what has been declared at the broker, each declared once, by whoever needs it first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from mqkit.backends.base import Address, Backend, Declaration
+from mqkit.destinations import Destination
+from mqkit.errors import ConfigError
+
+Mode = Literal["create", "check", "never"]
+
+
+class Topology:
+    """
+    Destinations by name, and which of their declarations the broker has confirmed.
+
+    Used by any thread: callers note destinations (no I/O), pumps ensure them (I/O, outside the lock).
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._destinations: dict[str, Destination[Any]] = {}
+        self._noted: set[int] = set()  # id() of destinations already compared; they are kept alive below
+        self._kept: list[Destination[Any]] = []
+        self._declarations: dict[Address, list[Declaration]] = {}
+        self._done: set[Address] = set()
+
+    def note(self, destination: Destination[Any], backend_name: str) -> None:
+        """Remember a destination. `ConfigError` when the bus knows another of this name with other options."""
+        if id(destination) in self._noted:
+            return
+        with self._lock:
+            known = self._destinations.setdefault(destination.name, destination)
+            for option, value in destination.options().items():
+                other = known.options()[option]
+                if other != value:
+                    raise ConfigError(
+                        f"{destination!r} is declared with {option}={value!r} here and {option}={other!r} elsewhere on this bus"
+                    )
+            self._kept.append(destination)
+            self._noted.add(id(destination))
+            declarations = declarations_of(destination, backend_name) if destination.declare else []
+            noted = self._declarations.setdefault(Address(destination.kind, destination.name), [])
+            fresh = [one for one in declarations if one not in noted]
+            noted.extend(fresh)
+            if fresh:
+                self._done.discard(Address(destination.kind, destination.name))
+
+    def note_source(self, declaration: Declaration, *, weak: bool = False) -> None:
+        """Remember what a consumer needs: its queue or group. Weak: unless a consumer has said so already."""
+        with self._lock:
+            if not weak or declaration.address not in self._declarations:
+                self._declarations[declaration.address] = [declaration]
+
+    def missing(self, addresses: Iterable[Address]) -> bool:
+        """Is anything of this not yet known to exist? Cheap: asked per message."""
+        done = self._done
+        return any(address not in done for address in addresses)
+
+    def ensure(self, backend: Backend, addresses: Iterable[Address]) -> None:
+        """
+        Declare (or check) what is not yet known to exist.
+
+        Raises:
+            TopologyMismatch, NotFound, Unavailable, Denied: As `Admin.declare`; nothing is remembered, ask again.
+        """
+        wanted = [address for address in dict.fromkeys(addresses) if address not in self._done]
+        if not wanted:
+            return
+        with self._lock:
+            declarations = [one for address in wanted for one in self._declarations.get(address, ())]
+        if declarations and self._mode != "never":
+            admin = backend.admin()
+            try:
+                (admin.declare if self._mode == "create" else admin.check)(declarations)
+            finally:
+                admin.close()
+        self._done.update(wanted)
+
+    def forget(self, addresses: Iterable[Address] | None = None) -> None:
+        """Declare these (or all) again at the next use: the broker lost them, or the connection to it."""
+        if addresses is None:
+            self._done = set()
+        else:
+            self._done.difference_update(addresses)
+
+    @property
+    def destinations(self) -> list[Destination[Any]]:
+        with self._lock:
+            return list(self._destinations.values())
+
+
+def declarations_of(destination: Destination[Any], backend_name: str) -> list[Declaration]:
+    """A queue, broadcast or topic, then the groups a topic names."""
+    own = source_declaration(destination, None, backend_name)
+    groups = [source_declaration(destination, group, backend_name) for group in destination.groups]
+    return [own, *groups]
+
+
+def source_declaration(
+    destination: Destination[Any], group: str | None, backend_name: str, *, order: Any = None, start: Any = "latest"
+) -> Declaration:
+    keyed = destination.key is not None
+    return Declaration(
+        Address(destination.kind, destination.name, group or ""),
+        keyed=keyed,
+        partitions=destination.partitions,
+        priorities=destination.priorities,
+        order=order or ("key" if keyed else "none"),
+        start=start,
+        native=next((option for option in destination.native if option.backend == backend_name), None),
+    )

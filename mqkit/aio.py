@@ -1,0 +1,264 @@
+"""The awaitable face of a bus. Got by `bus.aio`; registrations, destinations and deliveries are the same in both."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
+
+from mqkit._publish import BLOCK, expire
+from mqkit._ticket import Ticket
+from mqkit.backends.base import Outgoing
+from mqkit.destinations import Broadcast, Destination, Queue, Topic
+from mqkit.errors import BufferFull, Closed, ConfigError, PublishFailed, PublishUnknown
+from mqkit.health import Health
+from mqkit.message import DeadLetter, Delivery, Message, PublishOptions
+from mqkit.patterns.dead_letter import DeadLetters, Filter
+from mqkit.patterns.retry import Retry
+from mqkit.subscription import Subscription
+from mqkit.worker import Worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mqkit.bus import Bus
+
+T = TypeVar("T")
+P = TypeVar("P")
+R = TypeVar("R")
+A = ParamSpec("A")
+
+
+async def _threaded(function: Callable[A, R], /, *args: A.args, **kwargs: A.kwargs) -> R:
+    """A blocking verb on the loop's pool. Only for what is rare: opening, closing, looking at dead letters."""
+    return await asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args, **kwargs))
+
+
+class AsyncBus:
+    """The same bus, its blocking verbs awaitable. May be used from several event loops."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def __repr__(self) -> str:
+        return f"{self._bus!r}.aio"
+
+    async def publish(
+        self, to: Destination[P], payload: P, *, timeout: float = 10.0, **options: Unpack[PublishOptions]
+    ) -> str:
+        """As `Bus.publish`. Cancelling it leaves the outcome unknown."""
+        if options.get("native") is not None:
+            raise ConfigError("native= uses a transaction of yours on its own thread; call bus.publish there")
+        message = self._bus.prepare(to, payload, options)
+        return await self._sent(message, timeout)
+
+    async def publish_soon(
+        self, to: Destination[P], payload: P, **options: Unpack[PublishOptions]
+    ) -> asyncio.Future[str]:
+        """As `Bus.publish_soon`; waits for room without blocking the loop."""
+        pump = self._bus.publish_pump
+        deadline = time.monotonic() + BLOCK
+        while not pump.has_room():
+            if time.monotonic() > deadline:
+                raise BufferFull(f"no room in the publish buffer for {BLOCK:g} s: {pump.trouble() or 'the broker is slow'}")
+            await asyncio.sleep(0.005)
+        return asyncio.wrap_future(self._bus.publish_soon(to, payload, **options))
+
+    async def publish_many(
+        self, to: Destination[P], payloads: Sequence[P], *, timeout: float = 30.0, **options: Unpack[PublishOptions]
+    ) -> list[str | PublishFailed]:
+        """As `Bus.publish_many`."""
+        return await _threaded(self._bus.publish_many, to, payloads, timeout=timeout, **options)
+
+    async def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
+        """As `Bus.forward`."""
+        return await _threaded(self._bus.forward, to, message, timeout=timeout)
+
+    async def flush(self, *, timeout: float = 30.0) -> None:
+        """As `Bus.flush`."""
+        await _threaded(self._bus.flush, timeout=timeout)
+
+    @overload
+    def subscription(
+        self,
+        source: Topic[T],
+        *,
+        group: str,
+        prefetch: int = ...,
+        start: Literal["latest", "earliest"] = ...,
+        order: Literal["none", "key"] | None = ...,
+        retry: Retry | None = ...,
+    ) -> AsyncSubscription[T]: ...
+    @overload
+    def subscription(
+        self,
+        source: Queue[T],
+        *,
+        prefetch: int = ...,
+        order: Literal["none", "key"] | None = ...,
+        retry: Retry | None = ...,
+    ) -> AsyncSubscription[T]: ...
+    @overload
+    def subscription(
+        self,
+        source: Broadcast[T],
+        *,
+        match: str | None = ...,
+        buffer: int = ...,
+        overflow: Literal["drop_oldest", "drop_newest"] = ...,
+    ) -> AsyncSubscription[T]: ...
+    def subscription(self, source: Any, **options: Any) -> AsyncSubscription[Any]:
+        """As `Bus.subscription`, for `async with` and `async for`."""
+        return AsyncSubscription(self._bus.subscription(source, **options))
+
+    async def declare(self, *destinations: Destination[Any]) -> None:
+        """As `Bus.declare`."""
+        await _threaded(self._bus.declare, *destinations)
+
+    def dead_letters(self, of: Destination[T], *, group: str | None = None) -> AsyncDeadLetters[T]:
+        """As `Bus.dead_letters`."""
+        return AsyncDeadLetters(self._bus.dead_letters(of, group=group))
+
+    async def open(self, *, timeout: float = 10.0) -> None:
+        """As `Bus.open`."""
+        await _threaded(self._bus.open, timeout=timeout)
+
+    async def close(self, *, timeout: float = 10.0) -> None:
+        """As `Bus.close`."""
+        await _threaded(self._bus.close, timeout=timeout)
+
+    async def __aenter__(self) -> AsyncBus:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def worker(
+        self, *, only: Sequence[str | Destination[Any]] | None = None, grace: float = 30.0
+    ) -> AsyncIterator[Worker]:
+        """As `Bus.worker`; `async def` handlers run on the calling loop."""
+        worker = Worker(self._bus, only=only, grace=grace, loop=asyncio.get_running_loop())
+        await _threaded(worker.start)
+        try:
+            yield worker
+        finally:
+            await asyncio.shield(worker.astop())
+
+    def health(self) -> Health:
+        """As `Bus.health`; never blocks."""
+        return self._bus.health()
+
+    async def _sent(self, message: Outgoing, timeout: float) -> str:
+        pump = self._bus.publish_pump
+        ticket = pump.send(message)
+        try:
+            async with asyncio.timeout(timeout):
+                return await _resolved(ticket)
+        except TimeoutError:
+            return expire(ticket, message, timeout, pump.trouble())
+        except asyncio.CancelledError:
+            ticket.cancel()  # not sent if it was still ours; otherwise unknown
+            raise
+
+
+async def _resolved(ticket: Ticket) -> str:
+    """Wait for a ticket without touching it: who gives up waiting decides himself whether to withdraw it."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell(_: Any) -> None:
+        try:
+            loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+        except RuntimeError:  # that loop is closed, nobody waits any more
+            return
+
+    ticket.add_done_callback(tell)
+    await done
+    if ticket.cancelled():
+        raise PublishUnknown("the publish was withdrawn by another caller of its future")
+    return ticket.result(0)
+
+
+class AsyncSubscription(Generic[T]):
+    """`Subscription` for tasks: `async with`, `async for`, `await receive()`."""
+
+    def __init__(self, inner: Subscription[T]) -> None:
+        self._inner = inner
+
+    async def receive(self, *, max: int = 1, timeout: float = 1.0) -> list[Delivery[T]]:
+        """As `Subscription.receive`."""
+        return await self._receive(max, timeout)
+
+    async def _receive(self, max: int, timeout: float | None) -> list[Delivery[T]]:
+        await _threaded(self._inner.open)
+        taken: list[Delivery[T]] = []
+        mailbox = self._inner.mailbox
+        while len(taken) < max:
+            item = await mailbox.aget(timeout) if not taken else mailbox.take()
+            if item is None:
+                break
+            delivery = self._inner.accepted(item)
+            if delivery is not None:
+                taken.append(delivery)
+        if not taken and self._inner.closed:
+            raise Closed(f"{self._inner!r} is closed")
+        return taken
+
+    async def __aiter__(self) -> AsyncIterator[Delivery[T]]:
+        while not self._inner.closed:
+            try:
+                for delivery in await self._receive(1, None):
+                    yield delivery
+            except Closed:
+                return
+
+    async def __aenter__(self) -> AsyncSubscription[T]:
+        await _threaded(self._inner.open)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def dropped(self) -> int:
+        """As `Subscription.dropped`."""
+        return self._inner.dropped
+
+    async def close(self) -> None:
+        """As `Subscription.close`."""
+        await _threaded(self._inner.close)
+
+
+class AsyncDeadLetters(Generic[T]):
+    """`DeadLetters` for tasks."""
+
+    def __init__(self, inner: DeadLetters[T]) -> None:
+        self._inner = inner
+
+    async def list(self, *, limit: int = 100, where: Filter | None = None) -> list[DeadLetter[T]]:
+        """As `DeadLetters.list`."""
+        return await _threaded(self._inner.list, limit=limit, where=where)
+
+    async def get(self, id: str) -> DeadLetter[T] | None:
+        """As `DeadLetters.get`."""
+        return await _threaded(self._inner.get, id)
+
+    async def replay(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        where: Filter | None = None,
+        to: Any = None,
+        rate: float | None = None,
+    ) -> int:
+        """As `DeadLetters.replay`."""
+        return await _threaded(self._inner.replay, ids, where=where, to=to, rate=rate)
+
+    async def purge(self, ids: Iterable[str] | None = None, *, where: Filter | None = None) -> int:
+        """As `DeadLetters.purge`."""
+        return await _threaded(self._inner.purge, ids, where=where)

@@ -1,0 +1,1 @@
+"""Messaging systems. `base` is the seam; the others are reached by URL scheme only."""

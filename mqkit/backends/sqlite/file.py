@@ -1,0 +1,221 @@
+"""One database file: its connections, and whether it is still the file that was opened."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import sqlite3
+from collections.abc import Iterable
+
+from mqkit.backends.sqlite import clock, schema
+from mqkit.backends.sqlite.clock import DatabaseClock
+from mqkit.backends.sqlite.errors import translate, translate_os
+from mqkit.backends.sqlite.options import SqliteOptions
+from mqkit.backends.sqlite.write_lock import WriteLock
+from mqkit.errors import Closed, ConfigError, MqkitError, StoreDamaged
+
+NETWORK_TYPES = frozenset(
+    "nfs nfs4 cifs smb3 smbfs 9p ceph lustre gpfs glusterfs fuse.sshfs fuse.glusterfs fuse.s3fs afs ncpfs".split()
+)
+WAL_WARNING = 64 << 20
+_PRAGMAS = (
+    "PRAGMA cache_size = -16384",
+    "PRAGMA temp_store = MEMORY",
+    f"PRAGMA journal_size_limit = {WAL_WARNING}",
+)
+
+_open_files: set[File] = set()
+_inherited: set[str] = set()  # paths that were open in the parent when this process was forked
+
+
+class File:
+    """A file that is open in this process, until `close`. Made on the thread that owns `writer`."""
+
+    def __init__(self, path: str, options: SqliteOptions) -> None:
+        refuse_inherited(path)
+        self.path = path
+        self.options = options
+        self.inherited = False
+        self._connections: list[sqlite3.Connection] = []
+        try:
+            refuse_network(path, options)
+            self.turn = WriteLock(path)
+        except OSError as exc:
+            raise translate_os(exc, path) from exc
+        try:
+            with self.turn:
+                self.writer = self._connect("rwc")
+                self._prepare(self.writer)
+                self.clock = self._bring_up(self.writer)
+            found = os.stat(path)
+        except sqlite3.Error as exc:
+            self.close()
+            raise translate(exc, path) from exc
+        except MqkitError:
+            self.close()
+            raise
+        self._identity = (found.st_dev, found.st_ino)
+        _guard_forks()
+        _open_files.add(self)
+
+    def reader(self) -> sqlite3.Connection:
+        """A further connection for the calling thread, which closes it with `release`. It cannot write."""
+        self.check()
+        try:
+            db = self._connect("rw")
+            db.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as exc:
+            raise translate(exc, self.path) from exc
+        return db
+
+    def release(self, db: sqlite3.Connection) -> None:
+        self._connections.remove(db)
+        db.close()
+
+    def check(self) -> None:
+        """A file that was renamed, deleted or replaced swallows writes without an error; only its inode tells."""
+        if self.inherited:
+            refuse_inherited(self.path)
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            found = None
+        except OSError as exc:
+            raise translate_os(exc, self.path) from exc
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            fate = "deleted or renamed" if found is None else "replaced by another file"
+            raise StoreDamaged(f"SQLite file {self.path} was {fate} while in use; restart the programs that use it")
+
+    def is_file_of(self, db: sqlite3.Connection | sqlite3.Cursor) -> bool:
+        """Does a connection of somebody else have this file as its main database?"""
+        for _, name, path in db.execute("PRAGMA database_list").fetchall():
+            if name == "main" and path:
+                found = os.stat(path)
+                return (found.st_dev, found.st_ino) == self._identity
+        return False
+
+    def has_room(self) -> bool:
+        """Is there more free disk than the reserve, without which a full disk could not even be drained?"""
+        disk = os.statvfs(os.path.dirname(self.path))
+        return disk.f_bavail * disk.f_frsize >= self.options.reserve
+
+    def wal_size(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        """On the thread of `writer`, after every reader was released."""
+        _open_files.discard(self)
+        for db in self._connections:
+            db.close()
+        self._connections.clear()
+        self.turn.close()
+
+    def abandon(self) -> None:
+        """
+        In a forked child. Closing an inherited connection would drop or disturb the parent's locks, so they are leaked on
+        purpose, past the end of the interpreter too.
+        """
+        self.inherited = True
+        _inherited.add(self.path)
+        for db in self._connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+        self.turn.close()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            f"{pathlib.Path(self.path).as_uri()}?mode={mode}",
+            uri=True,
+            timeout=self.options.busy,
+            isolation_level=None,
+            cached_statements=256,
+        )
+        self._connections.append(db)
+        for pragma in (*_PRAGMAS, f"PRAGMA synchronous = {self.options.synchronous}"):
+            db.execute(pragma)
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Switch a file to write-ahead logging; under the turn, because two at once fail whatever their timeout."""
+        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            if db.execute("PRAGMA page_count").fetchone()[0] == 0:
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            db.execute("PRAGMA journal_mode = WAL")
+
+    def _bring_up(self, db: sqlite3.Connection) -> DatabaseClock:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            changed = schema.migrate(db, self.path)
+            now = clock.read_clock(db)
+            if now is None:
+                now, changed = clock.set_clock(db), True
+            # On a read-only file BEGIN IMMEDIATE succeeds; only a real write tells.
+            db.execute("UPDATE mq_meta SET value = value WHERE name = 'schema'")
+            db.execute("COMMIT" if changed else "ROLLBACK")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        return now
+
+
+def refuse_inherited(path: str) -> None:
+    """SQLite's locks do not survive a fork, so a file that was open in the parent would be damaged by the child."""
+    if path in _inherited:
+        raise Closed(
+            f"SQLite file {path} was open when this process was forked and must not be used here; "
+            "start processes by spawn, or fork before the file is first used"
+        )
+
+
+def refuse_network(path: str, options: SqliteOptions) -> None:
+    kind = network_type(path)
+    if kind and options.network == "refuse":
+        raise ConfigError(
+            f"SQLite file {path} is on a network file system ({kind}), where its locks cannot be trusted; "
+            "use a local disk, or accept the risk with the URL option network=warn"
+        )
+
+
+def network_type(path: str) -> str:
+    """The type of the network file system a path is on, or the empty string."""
+    try:
+        mounts = pathlib.Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    kind = mount_type(path, mounts.splitlines())
+    return kind if kind in NETWORK_TYPES else ""
+
+
+def mount_type(path: str, mountinfo: Iterable[str]) -> str:
+    """File system type of the longest mount point above `path`, by the lines of proc(5) mountinfo."""
+    best, kind = "", ""
+    for line in mountinfo:
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].replace("\\040", " ")
+        if len(point) >= len(best) and (path == point or path.startswith(point.rstrip("/") + "/")):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+def _abandon_all() -> None:
+    for file in _open_files:
+        file.abandon()
+    _open_files.clear()
+
+
+_guarded = False
+
+
+def _guard_forks() -> None:
+    global _guarded
+    if not _guarded:
+        os.register_at_fork(after_in_child=_abandon_all)
+        _guarded = True
+
+
+def sqlite_has_wal_reset_defect(version: tuple[int, ...]) -> bool:
+    """Source: sqlite.org/wal.html, "The WAL-Reset Bug"; fixed in 3.51.3."""
+    return (3, 7, 0) <= version < (3, 51, 3)

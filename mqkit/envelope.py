@@ -1,0 +1,74 @@
+"""What travels beside a body and the user's headers, and its form as plain text headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+PREFIX = "mq-"  # reserved: user headers may not start with it, in any case
+
+
+class Dead(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why and when a message became a dead letter. `origin` is the address that gave it up, `died_at` epoch seconds."""
+
+    reason: str
+    error_type: str = ""
+    attempts: int = 0
+    origin: str = ""
+    died_at: float = 0.0
+
+
+class Envelope(msgspec.Struct, omit_defaults=True):
+    """The framework's own fields of one message. Never changed once the message is published; copies get a new one."""
+
+    type: str = ""  # class name or declared tag of the payload; "" for plain types and foreign messages
+    content_type: str = ""
+    correlation_id: str = ""
+    causation_id: str = ""
+    reply_to: str = ""
+    sent_at: float = 0.0  # epoch seconds, the sender's wall clock: information only, nothing is decided by it
+    attempt: int = 1  # where the backend keeps no attempts of its own, the copy carries the number
+    dead: Dead | None = None
+
+
+def to_headers(envelope: Envelope) -> dict[str, str]:
+    """The envelope as text headers, absent fields left out; for systems whose messages carry a flat table."""
+    fields = msgspec.to_builtins(envelope)
+    dead = fields.pop("dead", None) or {}
+    headers = {f"{PREFIX}{name.replace('_', '-')}": str(value) for name, value in fields.items()}
+    headers.update({f"{PREFIX}dead-{name.replace('_', '-')}": str(value) for name, value in dead.items()})
+    return headers
+
+
+def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
+    """
+    Split text headers into the envelope and the user's own.
+
+    Fields that a foreign sender filled with something unreadable are dropped, never an error: the body decides whether
+    a message can be handled.
+    """
+    user = {name: value for name, value in headers.items() if not name.startswith(PREFIX)}
+    ours = {name[len(PREFIX) :].replace("-", "_"): value for name, value in headers.items() if name.startswith(PREFIX)}
+    dead = {name[5:]: value for name, value in ours.items() if name.startswith("dead_")}
+    envelope = Envelope(**_readable(Envelope, ours))
+    if "reason" in dead:
+        envelope.dead = Dead(**_readable(Dead, dead))
+    return envelope, user
+
+
+_TEXT_TYPES = {"str": str, "float": float, "int": int}
+
+
+def _readable(struct: type[msgspec.Struct], texts: Mapping[str, str]) -> dict[str, str | float | int]:
+    known: dict[str, str | float | int] = {}
+    for field in msgspec.structs.fields(struct):
+        text = texts.get(field.name)
+        convert = _TEXT_TYPES.get(getattr(field.type, "__name__", ""))
+        if text is None or convert is None:
+            continue
+        try:
+            known[field.name] = convert(text)
+        except ValueError:
+            continue
+    return known

@@ -1,0 +1,53 @@
+"""
+Options of single backends, for what is not the same everywhere.
+
+Plain values that import no driver. Several may stand together in `native=`; the backend of the bus takes its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryTopic:
+    """
+    Options of a topic on the memory backend.
+
+    Args:
+        retain: Seconds a message stays readable for groups that start with `start="earliest"`; 0 keeps nothing.
+    """
+
+    retain: float = 0.0
+    backend = "memory"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SqliteTopic:
+    """
+    Options of a topic on the SQLite backend.
+
+    Args:
+        retain: Seconds a message stays in the file for groups that start with `start="earliest"`; 0 keeps nothing
+            longer than its groups need it.
+    """
+
+    retain: float = 0.0
+    backend = "sqlite"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SqliteTransaction:
+    """
+    Publish inside a transaction of your own: `bus.publish(to, payload, native=SqliteTransaction(connection))`.
+
+    The message is visible to consumers when you commit and gone when you roll back.
+
+    Args:
+        connection: An open `sqlite3.Connection` to the same file as the bus, in a transaction begun with
+            BEGIN IMMEDIATE, used on the calling thread.
+    """
+
+    connection: Any
+    backend = "sqlite"

@@ -1,0 +1,1 @@
+"""Reliability patterns on top of the core: retry, dead letters."""

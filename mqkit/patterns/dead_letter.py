@@ -1,0 +1,170 @@
+"""Dead letters of a queue or group: look at them, hand them to the group that failed again, or remove them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from mqkit.backends.base import Address, Admin, Outgoing, Received
+from mqkit.envelope import Dead
+from mqkit.errors import ConfigError
+from mqkit.message import DeadLetter, message_of
+
+T = TypeVar("T")
+PAGE = 100
+
+Filter = Callable[[DeadLetter[Any]], bool]
+
+
+class Access(Protocol):
+    """What dead letters need of a bus."""
+
+    def blocking(self, verb: str) -> None:
+        """Raises `BlockingCall` on a thread whose loop runs."""
+
+    def admin_of(self, address: Address) -> Admin:
+        """An admin, after what `address` needs was declared."""
+
+
+class DeadLetters(Generic[T]):
+    """
+    Got by `bus.dead_letters(of, group=)`. Every verb blocks for its round trips to the broker.
+
+    Args:
+        access: The bus.
+        source: The queue or group whose dead letters these are.
+    """
+
+    def __init__(self, access: Access, source: Address) -> None:
+        self._access = access
+        self._source = source
+        self._address = source.dead_letters
+
+    def list(self, *, limit: int = 100, where: Filter | None = None) -> list[DeadLetter[T]]:
+        """The oldest ones, without consuming them or changing any count."""
+        self._access.blocking("dead_letters(...).list")
+        found: list[DeadLetter[T]] = []
+        admin = self._access.admin_of(self._source)
+        try:
+            for received in self._pages(admin):
+                letter = letter_of(received)
+                if where is None or where(letter):
+                    found.append(letter)
+                    if len(found) >= limit:
+                        break
+        finally:
+            admin.close()
+        return found
+
+    def get(self, id: str) -> DeadLetter[T] | None:
+        """The one of this message id, or None."""
+        found = self.list(limit=1, where=lambda letter: letter.id == id)
+        return found[0] if found else None
+
+    def replay(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        where: Filter | None = None,
+        to: Any = None,
+        rate: float | None = None,
+    ) -> int:
+        """
+        Hand dead letters out again, oldest first, to the queue or group that gave them up and to nobody else.
+
+        Message id, key, body and headers stay, attempts begin anew. Interrupted half-way nothing is lost; where the
+        backend is not atomic a message may be there twice, with the same id.
+
+        Args:
+            ids: Message ids; all if left out.
+            where: Of those, which.
+            to: Another Queue or Topic instead.
+            rate: At most so many a second.
+
+        Returns:
+            How many were replayed.
+        """
+        self._access.blocking("dead_letters(...).replay")
+        if rate is not None and not rate > 0:
+            raise ConfigError(f"replay(rate={rate!r}): messages a second, above 0")
+        target = Address(to.kind, to.name) if to is not None else self._source
+        if target.kind == "broadcast":
+            raise ConfigError(f"replay(to={to!r}): a broadcast keeps nothing; choose a Queue or Topic")
+
+        def copy(received: Received) -> Sequence[Outgoing]:
+            envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=None)
+            message = Outgoing(target, received.id, received.body, received.key, received.headers, envelope)
+            return [msgspec.structs.replace(message, priority=received.priority)]
+
+        return self._replace(ids, where, copy, rate, [target])
+
+    def purge(self, ids: Iterable[str] | None = None, *, where: Filter | None = None) -> int:
+        """Remove dead letters for good: these, those that `where` takes, or all. How many went."""
+        self._access.blocking("dead_letters(...).purge")
+        if ids is None and where is None:
+            admin = self._access.admin_of(self._source)
+            try:
+                return admin.purge(self._address)
+            finally:
+                admin.close()
+        return self._replace(ids, where, lambda _: (), None, [])
+
+    def _replace(
+        self,
+        ids: Iterable[str] | None,
+        where: Filter | None,
+        copy: Callable[[Received], Sequence[Outgoing]],
+        rate: float | None,
+        targets: Sequence[Address],
+    ) -> int:
+        wanted = None if ids is None else set([ids] if isinstance(ids, str) else ids)
+        size = PAGE if rate is None else 1
+        done = 0
+        admin = self._access.admin_of(self._source)
+        for target in targets:
+            if target != self._source:
+                self._access.admin_of(target).close()
+        try:
+            chosen: dict[str, Sequence[Outgoing]] = {}
+            # What dies again while we replay is newer than this and waits for the next call.
+            for received in [*self._pages(admin)]:
+                if wanted is not None and received.id not in wanted:
+                    continue
+                if where is not None and not where(letter_of(received)):
+                    continue
+                chosen[received.id] = copy(received)
+                if len(chosen) >= size:
+                    done += admin.replace(self._address, chosen)
+                    chosen = {}
+                    if rate is not None:
+                        time.sleep(1 / rate)
+            if chosen:
+                done += admin.replace(self._address, chosen)
+        finally:
+            admin.close()
+        return done
+
+    def _pages(self, admin: Admin) -> Iterator[Received]:
+        after: str | None = None
+        while True:
+            page = admin.browse(self._address, limit=PAGE, after=after)
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = page[-1].id
+
+
+def letter_of(received: Received) -> DeadLetter[Any]:
+    """The public view of a stored dead letter."""
+    dead = received.envelope.dead or Dead(reason="unknown: put here by somebody else")
+    return DeadLetter(
+        message=message_of(received),
+        reason=dead.reason,
+        error_type=dead.error_type,
+        attempts=dead.attempts,
+        group=received.address.group or None,
+        died_at=dead.died_at,
+    )

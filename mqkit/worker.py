@@ -1,0 +1,306 @@
+"""Worker: consumes what a bus has registered, until it is stopped. `run` does it until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from mqkit._call import Call, compile_call, is_async
+from mqkit._consume import Attempt, ConsumePump, Settings, needs
+from mqkit._crew import Crew, LoopTasks, Threads
+from mqkit._provide import recipe_for
+from mqkit._topology import source_declaration
+from mqkit.backends.base import Backend
+from mqkit.destinations import Destination
+from mqkit.errors import ConfigError, Unavailable
+from mqkit.handlers import Provider, Registration, same_source_twice
+from mqkit.patterns.retry import Retry
+
+if TYPE_CHECKING:
+    from mqkit.bus import Bus
+
+log = logging.getLogger("mqkit")
+
+START = 10.0  # seconds a worker waits for its sources to open
+EXTRA = 2.0  # seconds beyond grace for settling and closing
+
+
+class Worker:
+    """
+    Got by `with bus.worker() as worker`.
+
+    Attributes:
+        consumers: One pump per source; their `counts` say what became of deliveries.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        only: Sequence[str | Destination[Any]] | None,
+        grace: float,
+        loop: asyncio.AbstractEventLoop | None,
+        observe: Callable[[Attempt], None] | None = None,
+    ) -> None:
+        if not grace >= 0:
+            raise ConfigError(f"grace={grace!r}: seconds, 0 or more")
+        self._bus = bus
+        self._only = only
+        self._grace = grace
+        self._loop = loop
+        self._own_loop: _LoopThread | None = None
+        self._observe = observe
+        self._stack = ExitStack()
+        self._astack = AsyncExitStack()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self.consumers: list[ConsumePump] = []
+
+    def start(self) -> None:
+        """
+        Raises:
+            ConfigError: No handler is registered, or one cannot be called.
+            CapabilityMissing: The backend cannot do what a handler asks for.
+            Unavailable, Denied, TopologyMismatch: A source cannot be opened.
+        """
+        bus = self._bus
+        entries = self._chosen(bus._check())
+        bus.publish_pump.wait_connected(START)
+        loop = self._loop_for([registration for registration, *_ in entries])
+        try:
+            self._build(entries, loop)
+            bus._workers.append(self)
+            for consumer, crew in self._crews:
+                consumer.start(crew)
+            self._wait_running()
+        except BaseException:
+            self.stop(grace=0.0)
+            raise
+
+    def stop(self, *, grace: float | None = None) -> None:
+        """Stop fetching, let handlers finish within grace, settle, leave worker providers. Safe to repeat."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+        grace = self._grace if grace is None else grace
+        deadline = time.monotonic() + grace + EXTRA
+        for consumer in self.consumers:
+            consumer.stop(grace)
+        for consumer in self.consumers:
+            if not consumer.join(max(0.1, deadline - time.monotonic())):
+                log.error("consumer.does_not_end", extra={"source": consumer.settings.name})
+        with contextlib.suppress(ValueError):
+            self._bus._workers.remove(self)
+        if self._own_loop is not None:
+            self._own_loop.run(self._astack.aclose(), 10.0)
+            self._own_loop.close()
+        self._stack.close()
+
+    async def astop(self) -> None:
+        """`stop` for a worker on the caller's loop: the loop goes on, so that tasks can finish."""
+        await asyncio.get_running_loop().run_in_executor(None, self.stop)
+        await self._astack.aclose()
+
+    @property
+    def busy(self) -> bool:
+        return any(consumer.busy for consumer in self.consumers)
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    def _chosen(self, entries: list[Any]) -> list[Any]:
+        if not entries:
+            raise ConfigError(
+                f"{self._bus!r} has no handlers to run. If they are registered in the file you started, it was run as "
+                "__main__ and imported a second time under its own name: start it with `mqkit run module:bus`, or move the "
+                "bus to a module of its own"
+            )
+        if self._only is not None:
+            wanted = {one if isinstance(one, str) else one.name for one in self._only}
+            chosen = [entry for entry in entries if {entry[0].name, entry[0].source.name} & wanted]
+            known = {entry[0].name for entry in entries} | {entry[0].source.name for entry in entries}
+            if missing := wanted - known:
+                raise ConfigError(f"only={sorted(missing)} names no registered source (registered: {sorted(known)})")
+            entries = chosen
+        if twice := same_source_twice(entry[0] for entry in entries):
+            raise ConfigError(f"{twice} has two handlers on {self._bus!r}; they would take each other's messages")
+        return entries
+
+    def _loop_for(self, registrations: list[Registration]) -> asyncio.AbstractEventLoop | None:
+        if self._loop is not None or not any(is_async(registration.handler) for registration in registrations):
+            return self._loop
+        self._own_loop = _LoopThread(self._bus.name)
+        return self._own_loop.loop
+
+    def _build(self, entries: list[Any], loop: asyncio.AbstractEventLoop | None) -> None:
+        bus = self._bus
+        backend = bus._opened_backend()
+        self._crews: list[tuple[ConsumePump, Crew]] = []
+        values: dict[int, Any] = {}
+        for registration, providers, middlewares, settings in entries:
+            given = {**_always(bus), **self._worker_values(providers, values)}
+            call = compile_call(registration, providers, middlewares, given)
+            pump = ConsumePump(settings, backend, bus._topology_of(), bus, self._observe)
+            self.consumers.append(pump)
+            self._crews.append((pump, self._crew(call, pump, registration, settings, loop)))
+
+    def _crew(
+        self,
+        call: Call,
+        pump: ConsumePump,
+        registration: Registration,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> Crew:
+        timeout = self._bus._overrides(registration).timeout or registration.timeout
+        if call.run is not None:
+            return Threads(
+                call, pump.begin, pump.conclude, size=settings.concurrency, timeout=timeout, name=settings.name
+            )
+        assert loop is not None
+        return LoopTasks(
+            call, pump.begin, pump.conclude, size=settings.concurrency, timeout=timeout, name=settings.name, loop=loop
+        )
+
+    def _worker_values(self, providers: dict[Any, Provider], made: dict[int, Any]) -> dict[Any, Any]:
+        """Values of `per="worker"` providers, each entered once per worker, in the order they were registered."""
+        values: dict[Any, Any] = {}
+        for type, provider in providers.items():
+            if provider.per != "worker":
+                continue
+            if id(provider) not in made:
+                made[id(provider)] = self._enter(type, providers, {**_always(self._bus), **values})
+            values[type] = made[id(provider)]
+        return values
+
+    def _enter(self, type: Any, providers: dict[Any, Provider], given: dict[Any, Any]) -> Any:
+        def wanted(value: Any) -> None: ...
+
+        wanted.__annotations__ = {"value": type}
+        only = {type: providers[type]}
+        recipe = recipe_for(wanted, only, given, skip_first=False, asynchronous=self._own_loop is not None)
+        if self._own_loop is not None:
+            return self._own_loop.run(recipe.amake(None, self._astack), START)["value"]
+        return recipe.make(None, self._stack)["value"]
+
+    def _wait_running(self) -> None:
+        deadline = time.monotonic() + START
+        for consumer in self.consumers:
+            while not consumer.running.wait(0.02):
+                if consumer.failed is not None:
+                    raise consumer.failed
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"{consumer.settings.name} did not open within {START:g} s: {consumer.state}")
+
+
+def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes: Sequence[str]) -> Settings:
+    """A registration with defaults and per-environment settings filled in, checked against the backend."""
+    source = registration.source
+    overrides = bus._overrides(registration)
+    bus._note(source)
+    declaration = source_declaration(
+        source, registration.group, backend.capabilities.name, order=registration.order, start=registration.start
+    )
+    if registration.start == "earliest" and getattr(declaration.native, "retain", 0) <= 0:
+        raise ConfigError(
+            f'on({source!r}, start="earliest"): the topic keeps nothing to start from; declare it with '
+            f"native=mqkit.native.{backend.capabilities.name.capitalize()}Topic(retain=seconds)"
+        )
+    retry = overrides.apply_retry(registration.retry or Retry())
+    settings = Settings(
+        name=registration.name,
+        destination=source,
+        group=registration.group,
+        declaration=declaration,
+        retry=retry,
+        promise=registration.promise,
+        concurrency=overrides.concurrency or registration.concurrency,
+        window=None,
+        batch=registration.batch,
+        where=registration.where,
+        manual=registration.settle == "manual",
+    )
+    needs(settings, backend.capabilities, schemes)
+    if source.declare:
+        bus._topology_of().note_source(declaration)
+    return settings
+
+
+def _always(bus: Bus) -> dict[Any, Any]:
+    """What handlers may ask for without a provider."""
+    return {type(bus): bus, type(bus.aio): bus.aio}
+
+
+class _LoopThread:
+    """The event loop of `async def` handlers when nobody else brings one."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"mqkit-loop-{name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def run(self, coroutine: Any, timeout: float) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(5.0)
+        if not self._thread.is_alive():
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+
+def run(*buses: Bus, only: Sequence[str | Destination[Any]] | None = None, grace: float = 30.0) -> None:
+    """
+    Consume with several buses until SIGTERM or SIGINT, then stop gracefully and close them. Main thread only.
+
+    A second signal ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigError("run() installs signal handlers and belongs to the main thread; use `with bus.worker():` elsewhere")
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    workers = [Worker(bus, only=only, grace=grace, loop=None) for bus in buses]
+    try:
+        for bus in buses:
+            bus.blocking("run")
+        for worker in workers:
+            worker.start()
+        while not stop.wait(0.5):  # a bounded wait: signals reach a waiting main thread on every platform
+            pass
+    finally:
+        try:
+            _stop_all(workers)
+            for bus in buses:
+                bus.close()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _stop_all(workers: Sequence[Worker]) -> None:
+    """Together, so that grace counts once and not per bus."""
+    threads = [threading.Thread(target=worker.stop) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
