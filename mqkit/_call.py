@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
-from mqkit.errors import ConfigError, Undecodable
 from mqkit._provide import Recipe, recipe_for
-from mqkit.handlers import Middleware, Provider, Registration, hints_of, positional, show
+from mqkit.errors import ConfigError, Undecodable
+from mqkit.handlers import Middleware, Provider, Registration, positional, show
 from mqkit.message import Delivery, current
 
 Outcome = BaseException | None
@@ -47,7 +47,9 @@ def compile_call(
     asynchronous = is_async(handler)
     recipe = recipe_for(handler, providers, given, skip_first=True, asynchronous=asynchronous)
     if registration.batch is not None and recipe.wants_delivery:
-        raise ConfigError(f"handler {show(handler)}: a batch handler has its deliveries in the list, not as a parameter")
+        raise ConfigError(
+            f"handler {show(handler)}: a batch handler has its deliveries in the list, not as a parameter"
+        )
     for middleware in middlewares:
         if not asynchronous and inspect.isasyncgenfunction(inspect.unwrap(middleware)):
             raise ConfigError(
@@ -142,7 +144,7 @@ def _sync_runner(
     def run(work: Any) -> Outcome:
         try:
             context.copy().run(body, work)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  whatever a handler raises is an outcome
             return exc
         return None
 
@@ -179,7 +181,7 @@ def _async_runner(
                 except BaseException as exc:
                     error = exc
                     raise
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  whatever a handler raises is an outcome
             return exc
         return error  # None, or what a middleware swallowed
 

@@ -16,6 +16,7 @@ class Clock(Protocol):
 
     def subscribe(self, moved: Callable[[], None]) -> None:
         """Call `moved` after every jump of a virtual clock; a real clock never calls it."""
+        ...
 
 
 class SystemClock:

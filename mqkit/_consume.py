@@ -18,8 +18,8 @@ import msgspec
 from mqkit._crew import Crew
 from mqkit._ids import derived_id
 from mqkit._lanes import Lanes
-from mqkit._topology import Topology
 from mqkit._publish import PublishPump
+from mqkit._topology import Topology
 from mqkit.backends.base import Backend, Declaration, Done, Outgoing, Received, Receiver, Release, Settlement, Turn
 from mqkit.destinations import Destination
 from mqkit.envelope import Dead
@@ -27,7 +27,7 @@ from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitE
 from mqkit.handlers import Batch, Promise, Where
 from mqkit.message import Delivery, PublishOptions
 from mqkit.patterns.retry import Retry, judge
-from mqkit.verdicts import Ack, Reject
+from mqkit.verdicts import Ack, Reject, Verdict
 
 log = logging.getLogger("mqkit")
 
@@ -64,6 +64,7 @@ class Settings:
     retry: Retry
     promise: Promise
     concurrency: int
+    timeout: float | None
     window: int | None  # fixed (pull), or None: adapted to how fast handlers are
     batch: Batch | None
     where: Where | None
@@ -157,6 +158,7 @@ class ConsumePump:
         self._forming: list[Delivery[Any]] = []
         self._forming_since = 0.0
         self._suspects: list[Delivery[Any]] = []
+        self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
         self._alone: Delivery[Any] | None = None
         self._early = settings.promise == "at_most_once" or settings.live
         self._now: Callable[[], float] = time.time
@@ -184,6 +186,8 @@ class ConsumePump:
         self._wake()
 
     def join(self, timeout: float) -> bool:
+        if self._thread.ident is None:
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -240,6 +244,8 @@ class ConsumePump:
             return False
         if self._waiting.pop(received.handle, None) is not delivery:
             return False
+        if self.settings.timeout is not None:
+            delivery.deadline = time.monotonic() + self.settings.timeout
         if received.expires_at is not None and received.expires_at <= self._now():
             delivery._settled = True
             self.finish(delivery, Reject("expired: its ttl passed before a handler could start"))
@@ -253,7 +259,7 @@ class ConsumePump:
             if where(delivery.message):
                 return True
             outcome: BaseException = _Skipped()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  a filter that raises is a failed attempt
             outcome = exc
         delivery._settled = True
         self.finish(delivery, outcome)
@@ -417,10 +423,12 @@ class ConsumePump:
             deliveries = self._settle_early(receiver, deliveries)
         crashes = self.settings.retry.crashes
         for received in deliveries:
-            delivery = Delivery(received, self)
+            delivery: Delivery[Any] = Delivery(received, self)
             self._inflight[received.handle] = delivery
             if received.lost >= crashes:
-                self._suspect(delivery)
+                self._suspects.append(delivery)
+            elif self._suspects:
+                self._held.append(delivery)
             elif self.settings.batch is not None:
                 self._join_batch(delivery)
             elif self._lanes is None or self._lanes.admit(delivery):
@@ -454,6 +462,7 @@ class ConsumePump:
         if len(self._forming) < batch.size and self._now() < self._forming_since + batch.age:
             return
         work, self._forming = self._forming, []
+        work = [delivery for delivery in work if delivery._received.handle in self._inflight]  # not those revoked since
         for delivery in work:
             self._waiting[delivery._received.handle] = delivery
         self._crew.start(work)  # type: ignore[union-attr]
@@ -551,7 +560,7 @@ class ConsumePump:
         verdict = judge(
             self.settings.retry, error, attempt=received.attempt, waited=now - since, chance=random.random()
         )
-        raised = None if isinstance(error, Reject) else error
+        raised = None if isinstance(error, Verdict) else error
         if isinstance(verdict, Reject):
             self._note(delivery, "dead", raised)
             log.warning("message.rejected", extra={**self._where_from(delivery), "reason": verdict.reason})
@@ -614,6 +623,9 @@ class ConsumePump:
         for received in turn.revoked:
             delivery = self._inflight.pop(received.handle, None)
             self._waiting.pop(received.handle, None)
+            self._suspects = [one for one in self._suspects if one is not delivery]
+            if self._alone is delivery:
+                self._alone = None
             if delivery is not None and self._lanes is not None:
                 for follower in self._lanes.dropped(delivery):
                     self._inflight.pop(follower._received.handle, None)
@@ -630,17 +642,11 @@ class ConsumePump:
         if turn.revoked:
             log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
 
-    def _suspect(self, delivery: Delivery[Any]) -> None:
-        """Handed out too often without a verdict. Alone once; if that killed its process too, it is the culprit."""
-        received = delivery._received
-        if received.solo:
-            times = received.lost
-            self._verdicts.append((delivery, Reject(f"crashes: {times} hand-outs ended with the death of the process")))
-        else:
-            self._suspects.append(delivery)
-
     def _isolate(self, receiver: Receiver) -> None:
-        """Give back what has not begun, wait for what runs, then run one suspect with nothing else in hand."""
+        """
+        One was handed out too often without a verdict. Give back what has not begun, wait for what runs, then run it
+        with nothing else in hand. If that killed its process before, it is the culprit and not a neighbour.
+        """
         if self._alone is not None:
             return
         back = self._give_back(keep=self._suspects)
@@ -648,7 +654,7 @@ class ConsumePump:
             receiver.settle(back)
         if len(self._inflight) > len(self._suspects):
             return
-        first, *others = self._suspects
+        first, others = self._suspects[0], self._suspects[1:]
         self._suspects = [first]
         if others:
             receiver.settle([Release(other._received) for other in others])
@@ -658,16 +664,17 @@ class ConsumePump:
         if first._received.handle not in self._inflight:
             self._suspects.clear()
             return
-        receiver.isolate(first._received)
         self._alone = first
         if self._lanes is not None:
             self._lanes.clear()
             self._lanes.admit(first)
-        if self.settings.batch is not None:
-            self._waiting[first._received.handle] = first
-            self._crew.start([first])  # type: ignore[union-attr]
-        else:
-            self._start(first)
+        if first._received.solo:
+            times = first._received.lost
+            self._verdicts.append((first, Reject(f"crashes: {times} hand-outs ended with the death of their process")))
+            return
+        receiver.isolate(first._received)
+        self._waiting[first._received.handle] = first
+        self._crew.start([first] if self.settings.batch is not None else first)  # type: ignore[union-attr]
 
     def _give_back(self, keep: Sequence[Delivery[Any]] = ()) -> list[Settlement]:
         """Release what no handler has begun, in the order it came."""
@@ -675,15 +682,16 @@ class ConsumePump:
         kept = {id(delivery) for delivery in keep}
         followers = self._lanes.take_followers() if self._lanes is not None else set()
         forming = {id(delivery) for delivery in self._forming}
-        self._forming = []
+        not_admitted = followers | {id(delivery) for delivery in self._held}
+        self._forming, self._held = [], []
         for handle, delivery in list(self._inflight.items()):
             if id(delivery) in kept:
                 continue
             unstarted = self._waiting.pop(handle, None) is delivery
-            if unstarted or id(delivery) in followers or id(delivery) in forming:
+            if unstarted or id(delivery) in not_admitted or id(delivery) in forming:
                 del self._inflight[handle]
                 back.append(Release(delivery._received))
-                if self._lanes is not None and id(delivery) not in followers:
+                if self._lanes is not None and id(delivery) not in not_admitted:
                     self._lanes.finished(delivery, again=True)
                 self._note(delivery, "released", None)
         return back
@@ -708,7 +716,7 @@ class ConsumePump:
         self._inflight.clear()
         self._waiting.clear()
         self._forming = []
-        self._suspects = []
+        self._suspects, self._held = [], []
         self._alone = None
         if self._lanes is not None:
             self._lanes.clear()
@@ -733,9 +741,7 @@ class ConsumePump:
     def _trace(self, delivery: Delivery[Any], outcome: AttemptOutcome, error: BaseException | None) -> None:
         if self._observe is not None:
             self._observe(
-                Attempt(
-                    delivery.id, self.destination.name, self.group, delivery.attempt, self._now(), outcome, error
-                )
+                Attempt(delivery.id, self.destination.name, self.group, delivery.attempt, self._now(), outcome, error)
             )
 
     def _where_from(self, delivery: Delivery[Any]) -> dict[str, Any]:

@@ -22,18 +22,23 @@ class Crew(Protocol):
 
     def start(self, work: Any) -> None:
         """By the pump: queue it."""
+        ...
 
     def turn_end(self) -> bool:
         """By the pump, once per turn. True: work waits and more hands could be had, come back soon."""
+        ...
 
     def stuck(self) -> int:
         """How many run longer than their timeout and cannot be stopped."""
+        ...
 
     def cancel(self) -> None:
         """Interrupt what can be interrupted; its outcome is a CancelledError."""
+        ...
 
     def stop(self) -> None:
         """No more work comes. Does not wait for what runs."""
+        ...
 
 
 Begin = Callable[[Any], Any]  # what is still to be run of a piece of work; falsy for nothing
@@ -47,7 +52,9 @@ class Threads:
     A thread cannot be stopped: past its timeout it is reported stuck, and its piece of work keeps its place until it ends.
     """
 
-    def __init__(self, call: Call, begin: Begin, conclude: Conclude, *, size: int, timeout: float | None, name: str) -> None:
+    def __init__(
+        self, call: Call, begin: Begin, conclude: Conclude, *, size: int, timeout: float | None, name: str
+    ) -> None:
         assert call.run is not None
         self._run = call.run
         self._begin = begin

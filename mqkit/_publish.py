@@ -128,7 +128,9 @@ class PublishPump:
         _, late = wait(list(self._undelivered), timeout)
         failures, self._failures = self._failures, []
         if late:
-            raise TimedOut(f"{len(late)} messages are not confirmed after {timeout:g} s; {self.trouble() or 'still sending'}")
+            raise TimedOut(
+                f"{len(late)} messages are not confirmed after {timeout:g} s; {self.trouble() or 'still sending'}"
+            )
         if len(failures) == 1:
             raise failures[0]
         if failures:
@@ -189,8 +191,7 @@ class PublishPump:
         self._closing = True
         error = Closed("this publish belongs to the parent of this forked process")
         for ticket in [*self._queue, *self._undelivered]:
-            if not ticket.done():
-                ticket.resolve(error)
+            ticket.orphan(error)
 
     # -- the buffer ------------------------------------------------------------------------------------------------
 
@@ -255,9 +256,8 @@ class PublishPump:
 
     def _resolved(self, ticket: Ticket, error: BaseException | None) -> None:
         self._undelivered.discard(ticket)
-        if error is not None:
-            if len(self._failures) < 1000:
-                self._failures.append(error)
+        if error is not None and len(self._failures) < 1000:
+            self._failures.append(error)
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class PublishPump:
                 log.warning("publisher.lost", extra={"error": str(exc)})
                 self._answer(publisher.abandon())
                 self._topology.forget()
-            except Exception as exc:  # a defect must not leave callers waiting for ever: fail what is open, start anew
+            except Exception as exc:
                 self._state = f"{type(exc).__name__}: {exc}"
                 log.exception("publisher.failed")
                 self._answer(publisher.abandon())
@@ -314,7 +314,7 @@ class PublishPump:
         queue = self._queue
         if self._spill is not None and self._spill.count and len(queue) < most:
             queue.extend(self._spill.take(most))
-        tickets = []
+        tickets: list[Ticket] = []
         while queue and len(tickets) < most:
             try:
                 tickets.append(queue.popleft())

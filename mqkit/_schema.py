@@ -39,7 +39,9 @@ class Schema:
         # A body without a type name (a foreign sender's) is tried as the whole type where msgspec can tell its members
         # apart by their shape, else as the one member there is.
         self._anonymous = self._whole(codec, plain)
-        self._foreign: dict[str, Decode] = {}  # content types other than the codec's own, compiled when they are first met
+        self._foreign: dict[
+            str, Decode
+        ] = {}  # content types other than the codec's own, compiled when they are first met
 
     def encode(self, payload: Any) -> tuple[str, bytes]:
         """Raises `Unencodable` when the payload is not of the destination's type or cannot be serialised."""
@@ -129,7 +131,7 @@ def _covers(annotation: Any, member: Any) -> bool:
 def _members(type_: Any) -> list[Any]:
     if typing.get_origin(type_) in (typing.Union, types.UnionType):
         return [member for part in typing.get_args(type_) for member in _members(part)]
-    if isinstance(type_, getattr(typing, "TypeAliasType", ())):
+    if type(type_).__name__ == "TypeAliasType":
         return _members(type_.__value__)
     return [type_]
 

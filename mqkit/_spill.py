@@ -44,7 +44,7 @@ class Spill:
 
     def take(self, most: int) -> list[Ticket]:
         """The oldest messages, back in memory."""
-        tickets = []
+        tickets: list[Ticket] = []
         with self._lock:
             while self._waiting and len(tickets) < most:
                 ticket, offset, length = self._waiting.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -60,7 +61,13 @@ class Ticket(Future[str]):
             for waiter in self._waiters:
                 waiter.add_result(self) if error is None else waiter.add_exception(self)
             condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        self._invoke_callbacks()
+
+    def orphan(self, error: BaseException) -> None:
+        """In a forked child: answer without touching a lock that a thread of the parent may have held."""
+        if self._state != FINISHED:
+            self.__dict__.pop("_condition", None)
+            self._exception, self._state = error, FINISHED
 
     def requeue(self) -> None:
         """By the pump, instead of `resolve`: the broker did not take it, it may be claimed again."""
@@ -77,8 +84,18 @@ class Ticket(Future[str]):
             self.on_resolved(self, None)
         with self._condition:
             self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        self._invoke_callbacks()
         return True
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that is not there may have held them."""
+    global _claims, _making
+    _claims, _making = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def claim(tickets: Iterable[Ticket]) -> list[Ticket]:

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from mqkit.errors import ConfigError
 
@@ -34,13 +34,11 @@ class Url:
         """Raises `ConfigError`, whose text holds no part of the URL that could be a password."""
         if "://" not in text:
             raise ConfigError("a backend URL looks like scheme://..., for example sqlite:///app.db or memory://")
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-        except ValueError as exc:
+        parts = _split(text)
+        if parts is None:
             raise ConfigError(
                 "the backend URL cannot be parsed; characters such as / # @ [ ] in a password must be percent-encoded"
-            ) from exc.with_traceback(None)
+            )
         if parts.fragment:
             raise ConfigError("the backend URL has a '#'; percent-encode it as %23 where it belongs to a password")
         pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -53,7 +51,7 @@ class Url:
             username=unquote(parts.username or ""),
             password=unquote(parts.password or ""),
             host=parts.hostname or "",
-            port=port,
+            port=parts.port,
             path=unquote(parts.path),
             query=query,
         )
@@ -65,6 +63,16 @@ class Url:
         return f"{self.scheme}://{credentials}{self.host}{port}{self.path}{'?' + shown if shown else ''}"
 
     __repr__ = __str__
+
+
+def _split(text: str) -> SplitResult | None:
+    """None where urllib refuses it, whose errors quote parts of the URL: not even as a cause may they travel on."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
 
 
 def parse_options(options: type[O], url: Url) -> O:

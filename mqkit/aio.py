@@ -63,7 +63,9 @@ class AsyncBus:
         deadline = time.monotonic() + BLOCK
         while not pump.has_room():
             if time.monotonic() > deadline:
-                raise BufferFull(f"no room in the publish buffer for {BLOCK:g} s: {pump.trouble() or 'the broker is slow'}")
+                raise BufferFull(
+                    f"no room in the publish buffer for {BLOCK:g} s: {pump.trouble() or 'the broker is slow'}"
+                )
             await asyncio.sleep(0.005)
         return asyncio.wrap_future(self._bus.publish_soon(to, payload, **options))
 
@@ -71,7 +73,7 @@ class AsyncBus:
         self, to: Destination[P], payloads: Sequence[P], *, timeout: float = 30.0, **options: Unpack[PublishOptions]
     ) -> list[str | PublishFailed]:
         """As `Bus.publish_many`."""
-        return await _threaded(self._bus.publish_many, to, payloads, timeout=timeout, **options)
+        return await _threaded(lambda: self._bus.publish_many(to, payloads, timeout=timeout, **options))
 
     async def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
         """As `Bus.forward`."""
@@ -166,14 +168,19 @@ class AsyncBus:
             raise
 
 
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():  # whoever waited was not cancelled
+        done.set_result(None)
+
+
 async def _resolved(ticket: Ticket) -> str:
     """Wait for a ticket without touching it: who gives up waiting decides himself whether to withdraw it."""
     loop = asyncio.get_running_loop()
-    done = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
 
     def tell(_: Any) -> None:
         try:
-            loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+            loop.call_soon_threadsafe(_settle, done)
         except RuntimeError:  # that loop is closed, nobody waits any more
             return
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mqkit import config
-from mqkit.aio import AsyncBus
 from mqkit._clock import Clock, SystemClock
 from mqkit._consume import Settings
 from mqkit._listen import Listening
@@ -24,6 +23,7 @@ from mqkit._registry import backend_for, known_schemes
 from mqkit._ticket import Ticket
 from mqkit._topology import Mode, Topology, source_declaration
 from mqkit._url import Url
+from mqkit.aio import AsyncBus
 from mqkit.backends.base import Address, Admin, Backend, Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
 from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, PublishFailed
@@ -112,7 +112,9 @@ class Bus(Handlers):
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
-    def publish(self, to: Destination[P], payload: P, *, timeout: float = 10.0, **options: Unpack[PublishOptions]) -> str:
+    def publish(
+        self, to: Destination[P], payload: P, *, timeout: float = 10.0, **options: Unpack[PublishOptions]
+    ) -> str:
         """
         Send a message and return its id once the broker has taken responsibility for it.
 
@@ -129,8 +131,8 @@ class Bus(Handlers):
         if asyncio._get_running_loop() is not None:
             self.blocking("publish")
         message = self.prepare(to, payload, options)
-        if options.get("native") is not None:
-            return self._publish_within(message, options["native"])
+        if (native := options.get("native")) is not None:
+            return self._publish_within(message, native)
         pump = self._pump or self.publish_pump
         return wait_for_ticket(pump.send(message), timeout, pump.trouble)
 
@@ -225,7 +227,7 @@ class Bus(Handlers):
         match: str | None = None,
         buffer: int = 100,
         overflow: Literal["drop_oldest", "drop_newest"] = "drop_oldest",
-    ) -> Subscription[T]:
+    ) -> Subscription[Any]:
         """
         Take messages yourself: `with bus.subscription(...) as messages: for delivery in messages: ...; delivery.ack()`.
 
@@ -411,7 +413,9 @@ class Bus(Handlers):
         if to.priorities > backend.capabilities.priorities:
             raise CapabilityMissing(f"{to!r} declares priorities, and {backend.capabilities.name} has none")
         if group is not None and to.declare:
-            topology.note_source(source_declaration(to, check_name(group, "group"), backend.capabilities.name), weak=True)
+            topology.note_source(
+                source_declaration(to, check_name(group, "group"), backend.capabilities.name), weak=True
+            )
 
     def _opened_backend(self) -> Backend:
         if self._backend is not None and not self._closed:
@@ -477,10 +481,12 @@ class Bus(Handlers):
         results: list[str | PublishFailed] = []
         for ticket, message in zip(tickets, messages, strict=True):
             try:
-                results.append(wait_for_ticket(ticket, max(0.0, deadline - time.monotonic()), self.publish_pump.trouble))
+                results.append(
+                    wait_for_ticket(ticket, max(0.0, deadline - time.monotonic()), self.publish_pump.trouble)
+                )
             except PublishFailed as exc:
                 results.append(exc)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  one outcome per message, whatever it is
                 results.append(_as_failed(message, exc))
         return results
 
@@ -518,9 +524,8 @@ def _close_all() -> None:
         if bus._pid == os.getpid() and bus._pump is not None:
             try:
                 bus.close(timeout=AT_EXIT)
-            except Exception as exc:
-                # At interpreter exit nobody can catch it any more; say it in our own words.
-                print(f"mqkit: {bus!r} at exit: {exc}", file=sys.stderr)
+            except Exception as exc:  # noqa: BLE001  at interpreter exit nobody can catch it any more
+                sys.stderr.write(f"mqkit: {bus!r} at exit: {exc}\n")
 
 
 def _all_after_fork() -> None:

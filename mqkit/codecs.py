@@ -17,9 +17,11 @@ class Codec(Protocol):
 
     def encoder(self, type: Any) -> Callable[[Any], bytes]:
         """Raises `ConfigError` for a type this codec can never carry."""
+        ...
 
     def decoder(self, type: Any) -> Callable[[bytes], Any]:
         """What it returns raises `ValueError` or `TypeError` for a body that does not fit."""
+        ...
 
 
 class _Structured:

@@ -48,7 +48,9 @@ class BusConfig:
     on: Mapping[str, Overrides]
 
 
-def load(name: str, url: str | None, *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> BusConfig:
+def load(
+    name: str, url: str | None, *, environ: Mapping[str, str] | None = None, folder: Path | None = None
+) -> BusConfig:
     """
     The configuration of the bus `name`.
 
@@ -132,7 +134,9 @@ def _overrides(source: str, values: Any, where: str) -> Overrides:
     where = f'{where}.on."{source}"'
     _known(values, _OVERRIDES, where)
     concurrency, timeout, retry = (values.get(name) for name in _OVERRIDES)
-    if concurrency is not None and (not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1):
+    if concurrency is not None and (
+        not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
+    ):
         raise ConfigError(f"{where}: concurrency={concurrency!r} must be a whole number, 1 or more")
     if timeout is not None and (not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or timeout <= 0):
         raise ConfigError(f"{where}: timeout={timeout!r} must be seconds above 0")

@@ -28,7 +28,19 @@ class Destination(Generic[T]):
 
     kind: ClassVar[Kind]
 
-    __slots__ = ("__weakref__", "codec", "declare", "groups", "key", "name", "native", "partitions", "priorities", "schema", "type")
+    __slots__ = (
+        "__weakref__",
+        "codec",
+        "declare",
+        "groups",
+        "key",
+        "name",
+        "native",
+        "partitions",
+        "priorities",
+        "schema",
+        "type",
+    )
 
     def __init__(
         self,
@@ -144,10 +156,19 @@ class Queue(Destination[T]):
         native: object = (),
     ) -> None:
         super().__init__(
-            name, type, key=key, partitions=partitions, priorities=priorities, codec=codec, declare=declare, native=native
+            name,
+            type,
+            key=key,
+            partitions=partitions,
+            priorities=priorities,
+            codec=codec,
+            declare=declare,
+            native=native,
         )
         if key is not None and priorities:
-            raise ConfigError(f"{self!r}: key= and priorities= exclude each other; order by key leaves nothing to prefer")
+            raise ConfigError(
+                f"{self!r}: key= and priorities= exclude each other; order by key leaves nothing to prefer"
+            )
 
 
 class Topic(Destination[T]):

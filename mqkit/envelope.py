@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -60,8 +61,8 @@ def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
 _TEXT_TYPES = {"str": str, "float": float, "int": int}
 
 
-def _readable(struct: type[msgspec.Struct], texts: Mapping[str, str]) -> dict[str, str | float | int]:
-    known: dict[str, str | float | int] = {}
+def _readable(struct: type[msgspec.Struct], texts: Mapping[str, str]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
     for field in msgspec.structs.fields(struct):
         text = texts.get(field.name)
         convert = _TEXT_TYPES.get(getattr(field.type, "__name__", ""))

@@ -297,7 +297,9 @@ def check(registration: Registration) -> None:
     if registration.start == "earliest" and not isinstance(source, Topic):
         raise ConfigError(f'on({name}): start="earliest" is for topics')
     if not isinstance(registration.concurrency, int) or not 1 <= registration.concurrency <= 10_000:
-        raise ConfigError(f"on({name}): concurrency={registration.concurrency!r} must be a whole number from 1 to 10000")
+        raise ConfigError(
+            f"on({name}): concurrency={registration.concurrency!r} must be a whole number from 1 to 10000"
+        )
     timeout = registration.timeout
     if timeout is not None and not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
         raise ConfigError(f"on({name}): timeout={timeout!r} must be seconds above 0")
@@ -311,13 +313,17 @@ def check(registration: Registration) -> None:
         if registration.retry is not None:
             raise ConfigError(f'on({name}): promise="at_most_once" never retries, so retry= has no meaning')
         if registration.settle == "manual":
-            raise ConfigError(f'on({name}): promise="at_most_once" settles before the handler; settle="manual" has no meaning')
+            raise ConfigError(
+                f'on({name}): promise="at_most_once" settles before the handler; settle="manual" has no meaning'
+            )
     if registration.settle not in ("auto", "manual"):
         raise ConfigError(f'on({name}): settle={registration.settle!r} must be "auto" or "manual"')
     if isinstance(source, Broadcast):
         for option, default in (("batch", None), ("retry", None), ("order", None), ("settle", "auto")):
             if getattr(registration, option) != default:
-                raise ConfigError(f"on({name}): {option}= has no meaning for a broadcast, which is live and at most once")
+                raise ConfigError(
+                    f"on({name}): {option}= has no meaning for a broadcast, which is live and at most once"
+                )
         if registration.promise == "exactly_once":
             raise ConfigError(f"on({name}): a broadcast is at most once")
 
@@ -331,7 +337,9 @@ def check_handler(registration: Registration) -> None:
         raise ConfigError(f"handler {name} is a generator, which would never run; use a plain function")
     hints = hints_of(handler)
     if hints.get("return") not in (None, type(None)):
-        raise ConfigError(f"handler {name} returns {hints['return']!r}; a handler's result is dropped, so annotate None")
+        raise ConfigError(
+            f"handler {name} returns {hints['return']!r}; a handler's result is dropped, so annotate None"
+        )
     parameters = positional(handler)
     if not parameters:
         raise ConfigError(f"handler {name} takes no parameter; its first one receives the payload")
@@ -339,7 +347,9 @@ def check_handler(registration: Registration) -> None:
     annotation = hints.get(first.name, Any)
     if registration.batch is not None:
         if annotation is not Any and typing.get_origin(annotation) is not list and annotation is not list:
-            raise ConfigError(f"handler {name}: with batch= the first parameter is a list[Delivery[...]], not {annotation!r}")
+            raise ConfigError(
+                f"handler {name}: with batch= the first parameter is a list[Delivery[...]], not {annotation!r}"
+            )
     elif not is_wider(annotation, registration.source.type):
         raise ConfigError(
             f"handler {name}: {first.name}: {annotation!r} cannot take every payload of {registration.source!r}, "
@@ -365,7 +375,9 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target)
     except NameError as exc:
-        raise ConfigError(f"annotations of {show(function)} cannot be resolved: {exc}; define the type at module level") from exc
+        raise ConfigError(
+            f"annotations of {show(function)} cannot be resolved: {exc}; define the type at module level"
+        ) from exc
 
 
 def show(function: Any) -> str:

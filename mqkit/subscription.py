@@ -169,7 +169,9 @@ class Subscription(Generic[T]):
             return None
         return delivery
 
-    def _pulling(self, group: str | None, prefetch: int, start: Any, order: Any, retry: Retry | None) -> Settings | None:
+    def _pulling(
+        self, group: str | None, prefetch: int, start: Any, order: Any, retry: Retry | None
+    ) -> Settings | None:
         if group is not None:
             check_name(group, "group")
         declaration = source_declaration(self._source, group, "", order=order, start=start)
@@ -182,6 +184,7 @@ class Subscription(Generic[T]):
             retry=retry or Retry(),
             promise="at_least_once",
             concurrency=prefetch,
+            timeout=None,
             window=prefetch,
             batch=None,
             where=None,
@@ -239,7 +242,7 @@ class _Hands:
 class _Live:
     """Holder of a broadcast's deliveries: settling them means nothing, and does no harm."""
 
-    group = None
+    group: str | None = None
     explicit = True
     by_member = False
 
@@ -250,4 +253,6 @@ class _Live:
         """At most once: there is nobody to tell."""
 
     def stage(self, delivery: Delivery[Any], to: Any, payload: Any, via: Any, options: Any) -> Any:
-        raise ConfigError(f"{delivery!r} is live and never acknowledged, so nothing can be staged with it; use bus.publish")
+        raise ConfigError(
+            f"{delivery!r} is live and never acknowledged, so nothing can be staged with it; use bus.publish"
+        )

@@ -62,6 +62,7 @@ class Worker:
         self._astack = AsyncExitStack()
         self._lock = threading.Lock()
         self._stopped = False
+        self._crews: list[tuple[ConsumePump, Crew]] = []
         self.consumers: list[ConsumePump] = []
 
     def start(self) -> None:
@@ -143,10 +144,9 @@ class Worker:
     def _build(self, entries: list[Any], loop: asyncio.AbstractEventLoop | None) -> None:
         bus = self._bus
         backend = bus._opened_backend()
-        self._crews: list[tuple[ConsumePump, Crew]] = []
         values: dict[int, Any] = {}
         for registration, providers, middlewares, settings in entries:
-            given = {**_always(bus), **self._worker_values(providers, values)}
+            given = {**_always(bus), **self._worker_values(providers, values, loop)}
             call = compile_call(registration, providers, middlewares, given)
             pump = ConsumePump(settings, backend, bus._topology_of(), bus, self._observe)
             self.consumers.append(pump)
@@ -160,7 +160,7 @@ class Worker:
         settings: Settings,
         loop: asyncio.AbstractEventLoop | None,
     ) -> Crew:
-        timeout = self._bus._overrides(registration).timeout or registration.timeout
+        timeout = settings.timeout
         if call.run is not None:
             return Threads(
                 call, pump.begin, pump.conclude, size=settings.concurrency, timeout=timeout, name=settings.name
@@ -170,25 +170,33 @@ class Worker:
             call, pump.begin, pump.conclude, size=settings.concurrency, timeout=timeout, name=settings.name, loop=loop
         )
 
-    def _worker_values(self, providers: dict[Any, Provider], made: dict[int, Any]) -> dict[Any, Any]:
+    def _worker_values(
+        self, providers: dict[Any, Provider], made: dict[int, Any], loop: asyncio.AbstractEventLoop | None
+    ) -> dict[Any, Any]:
         """Values of `per="worker"` providers, each entered once per worker, in the order they were registered."""
         values: dict[Any, Any] = {}
         for type, provider in providers.items():
             if provider.per != "worker":
                 continue
             if id(provider) not in made:
-                made[id(provider)] = self._enter(type, providers, {**_always(self._bus), **values})
+                made[id(provider)] = self._enter(type, providers, {**_always(self._bus), **values}, loop)
             values[type] = made[id(provider)]
         return values
 
-    def _enter(self, type: Any, providers: dict[Any, Provider], given: dict[Any, Any]) -> Any:
+    def _enter(
+        self,
+        type: Any,
+        providers: dict[Any, Provider],
+        given: dict[Any, Any],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> Any:
         def wanted(value: Any) -> None: ...
 
         wanted.__annotations__ = {"value": type}
         only = {type: providers[type]}
-        recipe = recipe_for(wanted, only, given, skip_first=False, asynchronous=self._own_loop is not None)
-        if self._own_loop is not None:
-            return self._own_loop.run(recipe.amake(None, self._astack), START)["value"]
+        recipe = recipe_for(wanted, only, given, skip_first=False, asynchronous=loop is not None)
+        if loop is not None:
+            return asyncio.run_coroutine_threadsafe(recipe.amake(None, self._astack), loop).result(START)["value"]
         return recipe.make(None, self._stack)["value"]
 
     def _wait_running(self) -> None:
@@ -223,6 +231,7 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
         retry=retry,
         promise=registration.promise,
         concurrency=overrides.concurrency or registration.concurrency,
+        timeout=overrides.timeout or registration.timeout,
         window=None,
         batch=registration.batch,
         where=registration.where,
@@ -269,7 +278,9 @@ def run(*buses: Bus, only: Sequence[str | Destination[Any]] | None = None, grace
     A second signal ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise ConfigError("run() installs signal handlers and belongs to the main thread; use `with bus.worker():` elsewhere")
+        raise ConfigError(
+            "run() installs signal handlers and belongs to the main thread; use `with bus.worker():` elsewhere"
+        )
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

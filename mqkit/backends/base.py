@@ -108,7 +108,9 @@ class Received(msgspec.Struct):
     since: float | None = None  # backend's now at the first failed try, as given in `Release`
     expires_at: float | None = None  # backend's now
     priority: int = 0
-    lease_until: float | None = None  # time.monotonic(), taken before the receive call; None: no lease, or renewed as a whole
+    lease_until: float | None = (
+        None  # time.monotonic(), taken before the receive call; None: no lease, or renewed as a whole
+    )
     native: Any = None  # what a native client would see: offset, row id, untouched header table
 
 
@@ -158,22 +160,28 @@ class Publisher(Protocol):
 
     def submit(self, batch: Sequence[Outgoing]) -> None:
         """Write a batch; never wait for the broker. At most `Capabilities.max_batch` messages."""
+        ...
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
         """Wait for outcomes, a `wake` or the timeout; also serves the connection. Raises `Lost`."""
+        ...
 
     def wake(self) -> None:
         """From any thread, latched: a wake before `collect` makes the next `collect` return at once."""
+        ...
 
     def abandon(self) -> Sequence[Outcome]:
         """After `Lost`: everything submitted and unanswered, each as `PublishUnknown`."""
+        ...
 
     @property
     def blocked(self) -> str | None:
         """Why the broker takes nothing now, for health and time-outs; None while it does."""
+        ...
 
     def close(self) -> None:
         """Bounded. Nothing submitted is unanswered, or `abandon` was called."""
+        ...
 
 
 class Receiver(Protocol):
@@ -181,6 +189,7 @@ class Receiver(Protocol):
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Stage; the next `receive` or `flush` carries them out, in this order, fenced against other consumers."""
+        ...
 
     def receive(self, room: int, timeout: float) -> Turn:
         """
@@ -193,21 +202,27 @@ class Receiver(Protocol):
             Lost: All deliveries in hand are void.
             Unavailable, Denied, StoreDamaged: Nothing was carried out; what is staged stays staged, call again.
         """
+        ...
 
     def isolate(self, delivery: Received) -> None:
         """Note durably that this delivery, the only one in hand, runs alone: dying now raises its `solo`. Bounded."""
+        ...
 
     def flush(self, timeout: float) -> Turn:
         """Carry out what is staged and take nothing; for the last verdicts before `close`."""
+        ...
 
     def wake(self) -> None:
         """From any thread, latched: a wake before `receive` makes the next `receive` return at once."""
+        ...
 
     def now(self) -> float:
         """The clock of leases, delays and expiry: reads like seconds since 1970 and never steps. Any thread."""
+        ...
 
     def close(self) -> None:
         """Bounded. Gives back what is still in hand, uncounted, and no later message of a key may overtake it."""
+        ...
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -224,12 +239,15 @@ class Admin(Protocol):
 
     def declare(self, declarations: Sequence[Declaration]) -> None:
         """Create what is missing. `TopologyMismatch` names the first option that differs from what exists."""
+        ...
 
     def check(self, declarations: Sequence[Declaration]) -> None:
         """As `declare`, but creates nothing: `NotFound` names what is missing."""
+        ...
 
     def describe(self) -> Sequence[Depth]:
         """Every source that exists, dead letters included (also empty ones), and topics without groups."""
+        ...
 
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         """
@@ -237,6 +255,7 @@ class Admin(Protocol):
 
         Handles of the result cannot be settled. Of a queue or group: what waits now. `NotFound` if there is none.
         """
+        ...
 
     def replace(self, address: Address, replacements: Mapping[str, Sequence[Outgoing]]) -> int:
         """
@@ -244,12 +263,15 @@ class Admin(Protocol):
 
         Atomic per message where `Capabilities.atomic`, else copies first. An id that is gone is skipped, with its copies.
         """
+        ...
 
     def purge(self, address: Address) -> int:
         """Remove what waits there (not what is in somebody's hands); how many. Safe to repeat."""
+        ...
 
     def delete(self, address: Address) -> None:
         """Remove a queue, topic or group with everything in it, dead letters too. Missing is fine."""
+        ...
 
     def close(self) -> None: ...
 
@@ -295,6 +317,7 @@ class Backend(Protocol):
 
     def publisher(self) -> Publisher:
         """Connect. On the thread that will own it. Raises `Unavailable`, `Denied`, `ConfigError`."""
+        ...
 
     def receiver(self, source: Declaration, window: int) -> Receiver:
         """
@@ -302,6 +325,7 @@ class Backend(Protocol):
 
         Of a broadcast: listening has begun when this returns; `settle` is then a no-op.
         """
+        ...
 
     def admin(self) -> Admin: ...
 
@@ -312,12 +336,16 @@ class Backend(Protocol):
         Raises:
             CapabilityMissing: This backend has no such thing, or not of this kind.
         """
+        ...
 
     def warnings(self) -> Iterable[str]:
         """What `doctor` and a starting worker say about durability, one sentence each. May connect."""
+        ...
 
     def close(self) -> None:
         """After every publisher, receiver and admin was closed. Idempotent."""
+        ...
 
     def after_fork(self) -> None:
         """In a forked child: forget inherited objects without closing them. The core drops this backend afterwards."""
+        ...

@@ -32,7 +32,6 @@ from mqkit.backends.base import (
     Outcome,
     Outgoing,
     Received,
-    Release,
     Settlement,
     Turn,
 )
@@ -384,6 +383,7 @@ class Broker:
         if address.kind == "broadcast":
             self.broadcasts[address.name] = set()
             return
+        topic: Topic | None = None
         if address.kind == "topic":
             plain = msgspec.structs.replace(declaration, address=Address("topic", address.name), start="latest")
             topic = self.topics.setdefault(address.name, Topic(plain))
@@ -391,7 +391,7 @@ class Broker:
                 return
         source = self.sources[address] = Source(declaration)
         self.sources[address.dead_letters] = Source(Declaration(address.dead_letters))
-        if address.kind == "topic":
+        if topic is not None:
             topic.groups[address.group] = source
             if declaration.start == "earliest":
                 for _, message in topic.retained:
@@ -593,7 +593,7 @@ class MemoryReceiver:
             if stored is None or source is None:
                 refused.append((received, LeaseLost(f"{received.id} of {self._address} is not in hand any more")))
                 continue
-            if settlement.__class__ is Done:
+            if isinstance(settlement, Done):
                 copies = settlement.copies
                 if copies and (gone := [copy.address for copy in copies if not broker.exists(copy.address)]):
                     refused.append((received, NotFound(f"{gone[0]} does not exist on {broker!r}")))
@@ -602,7 +602,6 @@ class MemoryReceiver:
                     broker.publish(copy)
                 source.done(stored, now)
             else:
-                assert isinstance(settlement, Release)
                 stored.due = now + settlement.after if settlement.after else 0.0
                 if settlement.attempt is not None:
                     stored.attempt, stored.since = settlement.attempt, settlement.since

@@ -24,9 +24,11 @@ class Access(Protocol):
 
     def blocking(self, verb: str) -> None:
         """Raises `BlockingCall` on a thread whose loop runs."""
+        ...
 
     def admin_of(self, address: Address) -> Admin:
         """An admin, after what `address` needs was declared."""
+        ...
 
 
 class DeadLetters(Generic[T]):

@@ -76,7 +76,7 @@ class Retry:
 
     attempts: int | None = 5
     within: float | None = None
-    backoff: Backoff = exponential()
+    backoff: Backoff = exponential()  # noqa: RUF009  a frozen value
     on: tuple[type[BaseException], ...] = (Exception,)
     never: tuple[type[BaseException], ...] = ()
     crashes: int = 10

@@ -63,10 +63,15 @@ def run_until_idle(*buses: Bus, timeout: float = 10.0) -> Trace:
             worker.start()
         while True:
             happened.clear()
-            if all([_idle(bus, worker) for bus, worker in zip(buses, workers, strict=True)]):
+            if all(_idle(bus, worker) for bus, worker in zip(buses, workers, strict=True)):
                 break
             if time.monotonic() > deadline:
-                busy = [str(depth) for bus in buses for depth in _depths(bus) if depth.ready or depth.inflight or depth.delayed]
+                busy = [
+                    str(depth)
+                    for bus in buses
+                    for depth in _depths(bus)
+                    if depth.ready or depth.inflight or depth.delayed
+                ]
                 raise TimedOut(f"still busy after {timeout:g} s: {'; '.join(busy) or 'publishes are on their way'}")
             happened.wait(0.002)
     finally:
