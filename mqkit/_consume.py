@@ -399,7 +399,7 @@ class ConsumePump:
         if self._verdicts:
             return 0.0
         if self._hungry:
-            return 0.001
+            return 0.002
         longest = 0.05 if self._stopping.is_set() else 1.0
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)

@@ -16,6 +16,11 @@ from mqkit.errors import TimedOut
 
 log = logging.getLogger("mqkit")
 
+LOOK = 0.002  # seconds between two thoughts about another thread
+QUICK = (
+    3000  # pieces of work a second: a thread that does so many does not wait for anything, so another would not help
+)
+
 
 class Crew(Protocol):
     """Runs pieces of work (a delivery or a batch), at most `size` at once."""
@@ -47,7 +52,8 @@ Conclude = Callable[[Any, Outcome], None]
 
 class Threads:
     """
-    `def` handlers. Threads are added one per turn while work waits, so quick handlers never get more than they need.
+    `def` handlers. Threads are added while work waits and those there are do not race through it: handlers that wait
+    for something get up to `size` within milliseconds, handlers that only compute do not fight for the interpreter.
 
     A thread cannot be stopped: past its timeout it is reported stuck, and its piece of work keeps its place until it ends.
     """
@@ -64,6 +70,8 @@ class Threads:
         self._name = name
         self._todo: SimpleQueue[Any] = SimpleQueue()
         self._threads = 0
+        self._done = [0] * (size + 1)  # pieces of work finished, by thread number
+        self._measured = (0.0, 0)  # when growth was last thought about, and how many were finished then
         self._running: dict[int, float] = {}  # thread number to deadline; only with a timeout
         self._stopped = False
 
@@ -71,14 +79,16 @@ class Threads:
         self._todo.put(work)
 
     def turn_end(self) -> bool:
-        if self._threads < self._size and not self._todo.empty():
-            self._threads += 1
-            thread = threading.Thread(
-                target=self._serve, args=(self._threads,), name=f"mqkit-{self._name}-{self._threads}", daemon=True
-            )
-            thread.start()
-            return self._threads < self._size
-        return False
+        if self._threads >= self._size or self._todo.empty():
+            return False
+        now, done = time.monotonic(), sum(self._done)
+        before, done_before = self._measured
+        if self._threads and now - before < LOOK:
+            return True
+        self._measured = (now, done)
+        if not self._threads or (done - done_before) / (now - before) / self._threads < QUICK:
+            self._grow()
+        return self._threads < self._size
 
     def stuck(self) -> int:
         now = time.monotonic()
@@ -91,6 +101,12 @@ class Threads:
         self._stopped = True
         for _ in range(self._threads):
             self._todo.put(None)
+
+    def _grow(self) -> None:
+        self._threads += 1
+        threading.Thread(
+            target=self._serve, args=(self._threads,), name=f"mqkit-{self._name}-{self._threads}", daemon=True
+        ).start()
 
     def _serve(self, number: int) -> None:
         get, begin, run, conclude = self._todo.get, self._begin, self._run, self._conclude
@@ -106,6 +122,7 @@ class Threads:
             if self._timeout is not None and time.monotonic() > self._running.pop(number):
                 outcome = too_long(self._timeout)
             conclude(work, outcome)
+            self._done[number] += 1
 
 
 class LoopTasks:

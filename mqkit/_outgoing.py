@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mqkit._ids import new_id
-from mqkit.backends.base import Address, Capabilities, Outgoing
+from mqkit.backends.base import Capabilities, Outgoing
 from mqkit.destinations import Destination
 from mqkit.envelope import PREFIX, Envelope
 from mqkit.errors import CapabilityMissing, ConfigError, MessageTooLarge, Unencodable
@@ -45,7 +45,7 @@ def outgoing(
         received = parent._received
         correlation = received.envelope.correlation_id or received.id
         envelope = Envelope(name, to.codec.content_type, correlation, received.id, sent_at=time.time())
-    message = Outgoing(Address(to.kind, to.name), id or new_id(), body, key, _PLAIN, envelope)
+    message = Outgoing(to.address, id or new_id(), body, key, _PLAIN, envelope)
     if options:
         _apply(message, to, options, can)
     if key is not None:
@@ -63,7 +63,7 @@ def forwarded(to: Destination[Any], message: Message, can: Capabilities) -> Outg
     envelope = Envelope(
         message.type, message.content_type, message.correlation_id, message.causation_id, sent_at=message.sent_at
     )
-    copy = Outgoing(Address(to.kind, to.name), message.id, message.body, message.key, dict(message.headers), envelope)
+    copy = Outgoing(to.address, message.id, message.body, message.key, dict(message.headers), envelope)
     size = len(copy.body) + sum(len(name) + len(value) for name, value in copy.headers.items())
     if size > can.max_body - RESERVE:
         raise too_large(message.id, to, size, can)

@@ -64,6 +64,7 @@ class PublishPump:
         self._connected_once = threading.Event()
         self._state: str | None = "not connected yet"  # why nothing can be published now; None: all is well
         self._fatal: MqkitError | None = None
+        self._on_resolved = self._resolved  # bound once, not per message
         self._failures: list[BaseException] = []  # of publish_soon, since the last flush
         self._undelivered: set[Ticket] = set()  # of publish_soon: flush waits for these
         self._thread = threading.Thread(target=self._run, name=f"mqkit-publish-{name}", daemon=True)
@@ -101,7 +102,7 @@ class PublishPump:
         ticket = Ticket(message)
         message.token = ticket
         self._undelivered.add(ticket)
-        ticket.on_resolved = self._resolved
+        ticket.on_resolved = self._on_resolved
         self._append(ticket)
         return ticket
 
@@ -237,7 +238,7 @@ class PublishPump:
         if self._overflow == "reject":
             raise error
         ticket = Ticket(message)
-        ticket.on_resolved = self._resolved
+        ticket.on_resolved = self._on_resolved
         self._undelivered.add(ticket)
         claim([ticket])
         ticket.resolve(error)
@@ -248,7 +249,7 @@ class PublishPump:
         if self._closing:
             raise Closed("the bus is closed; open() it again before publishing")
         ticket = Ticket(message)
-        ticket.on_resolved = self._resolved
+        ticket.on_resolved = self._on_resolved
         self._undelivered.add(ticket)
         self._spill.put(ticket, message)
         self._notify()

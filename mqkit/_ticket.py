@@ -17,6 +17,9 @@ _claims = threading.Lock()
 _making = threading.Lock()
 
 
+_LATE: dict[str, Callable[[], Any]] = {"_condition": threading.Condition, "_waiters": list, "_done_callbacks": list}
+
+
 class Ticket(Future[str]):
     """
     A `concurrent.futures.Future` of the message id.
@@ -30,18 +33,17 @@ class Ticket(Future[str]):
         self._state = PENDING
         self._result: str | None = None
         self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Callable[[Future[str]], object]] = []
         self.outgoing: Outgoing | None = outgoing
 
     retried = False  # the destination was declared again for it
     on_resolved: Callable[[Ticket, BaseException | None], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name != "_condition":
+        make = _LATE.get(name)
+        if make is None:
             raise AttributeError(name)
         with _making:
-            return self.__dict__.setdefault("_condition", threading.Condition())
+            return self.__dict__.setdefault(name, make())
 
     def resolve(self, error: BaseException | None) -> None:
         """By the pump, once: the message id, or the error."""

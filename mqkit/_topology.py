@@ -29,9 +29,13 @@ class Topology:
         self._declarations: dict[Address, list[Declaration]] = {}
         self._done: set[Address] = set()
 
+    def knows(self, destination: object) -> bool:
+        """Was it noted before? Cheap: asked per message."""
+        return id(destination) in self._noted
+
     def note(self, destination: Destination[Any], backend_name: str) -> None:
         """Remember a destination. `ConfigError` when the bus knows another of this name with other options."""
-        if id(destination) in self._noted:
+        if self.knows(destination):
             return
         with self._lock:
             known = self._destinations.setdefault(destination.name, destination)
@@ -44,11 +48,11 @@ class Topology:
             self._kept.append(destination)
             self._noted.add(id(destination))
             declarations = declarations_of(destination, backend_name) if destination.declare else []
-            noted = self._declarations.setdefault(Address(destination.kind, destination.name), [])
+            noted = self._declarations.setdefault(destination.address, [])
             fresh = [one for one in declarations if one not in noted]
             noted.extend(fresh)
             if fresh:
-                self._done.discard(Address(destination.kind, destination.name))
+                self._done.discard(destination.address)
 
     def note_source(self, declaration: Declaration, *, weak: bool = False) -> None:
         """Remember what a consumer needs: its queue or group. Weak: unless a consumer has said so already."""
@@ -106,7 +110,7 @@ def source_declaration(
 ) -> Declaration:
     keyed = destination.key is not None
     return Declaration(
-        Address(destination.kind, destination.name, group or ""),
+        destination.address._replace(group=group or ""),
         keyed=keyed,
         partitions=destination.partitions,
         priorities=destination.priorities,

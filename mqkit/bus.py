@@ -255,7 +255,7 @@ class Bus(Handlers):
         self.blocking("declare")
         for destination in destinations:
             self._note(destination)
-        self._topology_of().ensure(self._opened_backend(), [Address(one.kind, one.name) for one in destinations])
+        self._topology_of().ensure(self._opened_backend(), [one.address for one in destinations])
 
     def dead_letters(self, of: Destination[T], *, group: str | None = None) -> DeadLetters[T]:
         """The dead letters of a queue, or of one group of a topic."""
@@ -264,7 +264,7 @@ class Bus(Handlers):
         if (group is None) == isinstance(of, Topic):
             raise ConfigError(f"dead_letters({of!r}): group= names the group of a topic, and a queue has none")
         self._note(of, group)
-        return DeadLetters(self, Address(of.kind, of.name, group or ""))
+        return DeadLetters(self, of.address._replace(group=group or ""))
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 
@@ -389,7 +389,8 @@ class Bus(Handlers):
         if staged and options.get("native") is not None:
             raise ConfigError("delivery.publish takes no native=: a staged message is sent with the settlement")
         backend = self._backend if self._backend is not None and not self._closed else self._opened_backend()
-        self._note(to)
+        if self._topology is None or not self._topology.knows(to):
+            self._note(to)
         return outgoing(to, payload, options, backend.capabilities, id=id)
 
     def blocking(self, verb: str) -> None:

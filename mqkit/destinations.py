@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from mqkit._schema import Schema
+from mqkit.backends.base import Address, Kind
 from mqkit.codecs import JSON, Codec
 from mqkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
-    from mqkit.backends.base import Kind
 
 T = TypeVar("T")  # invariant, so that publish(orders, "oops") is refused by type checkers
 
@@ -30,6 +30,7 @@ class Destination(Generic[T]):
 
     __slots__ = (
         "__weakref__",
+        "address",
         "codec",
         "declare",
         "groups",
@@ -56,6 +57,7 @@ class Destination(Generic[T]):
         native: object = (),
     ) -> None:
         self.name = check_name(name, "destination")
+        self.address = Address(self.kind, name)
         self.type = type
         self.key = key
         self.partitions = partitions

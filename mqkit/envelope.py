@@ -10,7 +10,7 @@ import msgspec
 PREFIX = "mq-"  # reserved: user headers may not start with it, in any case
 
 
-class Dead(msgspec.Struct, frozen=True, omit_defaults=True):
+class Dead(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Why and when a message became a dead letter. `origin` is the address that gave it up, `died_at` epoch seconds."""
 
     reason: str
@@ -20,7 +20,7 @@ class Dead(msgspec.Struct, frozen=True, omit_defaults=True):
     died_at: float = 0.0
 
 
-class Envelope(msgspec.Struct, omit_defaults=True):
+class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     """The framework's own fields of one message. Never changed once the message is published; copies get a new one."""
 
     type: str = ""  # class name or declared tag of the payload; "" for plain types and foreign messages

@@ -70,7 +70,7 @@ class Declaration(msgspec.Struct, frozen=True):
     native: Any = None  # the options object of this backend, or None
 
 
-class Outgoing(msgspec.Struct):
+class Outgoing(msgspec.Struct, gc=False):
     """One encoded message on its way out. `token` is the core's and comes back with the outcome."""
 
     address: Address
@@ -85,7 +85,7 @@ class Outgoing(msgspec.Struct):
     token: Any = None
 
 
-class Received(msgspec.Struct):
+class Received(msgspec.Struct, gc=False):
     """
     One message in the hands of this process, until it is settled or revoked.
 
@@ -114,7 +114,7 @@ class Received(msgspec.Struct):
     native: Any = None  # what a native client would see: offset, row id, untouched header table
 
 
-class Done(msgspec.Struct):
+class Done(msgspec.Struct, gc=False):
     """
     Settled for good. The copies (dead letter, staged publishes) become durable before or together with it.
 
@@ -126,7 +126,7 @@ class Done(msgspec.Struct):
     copies: Sequence[Outgoing] = ()
 
 
-class Release(msgspec.Struct):
+class Release(msgspec.Struct, gc=False):
     """
     The same message again, in `after` seconds, to whoever of its group asks first.
 
@@ -144,7 +144,7 @@ class Release(msgspec.Struct):
 Settlement = Done | Release
 
 
-class Turn(msgspec.Struct):
+class Turn(msgspec.Struct, gc=False):
     """What one `receive` brought. Empty tuples cost nothing."""
 
     deliveries: Sequence[Received] = ()

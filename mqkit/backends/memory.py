@@ -15,12 +15,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
 import msgspec
 
 from mqkit._clock import Clock
+from mqkit._signal import Signal
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import (
     Address,
@@ -108,7 +108,7 @@ class MemoryBackend(Backend):
         """The parent's broker is the parent's; `_named` was emptied in this child."""
 
 
-class Stored(msgspec.Struct):
+class Stored(msgspec.Struct, gc=False):
     """A message in one source. `seq` is its place; it keeps it through retries and releases."""
 
     seq: int
@@ -156,7 +156,7 @@ class Source:
             self.fresh.append(stored)
         if self.idle:
             for receiver in self.idle:
-                receiver.ready.notify_all()
+                receiver.ready.set()
 
     def take(self, receiver: MemoryReceiver, room: int, now: float) -> list[Stored]:
         while self.waiting and self.waiting[0][0] <= now:
@@ -242,7 +242,7 @@ class Source:
         else:
             heapq.heappush(self.back, (-first.message.priority, first.seq, first))
             for receiver in self.idle:
-                receiver.ready.notify_all()
+                receiver.ready.set()
 
     def _lock_of(self, stored: Stored) -> KeyLock | None:
         return self.keys.get(stored.message.key) if self.keys is not None and stored.message.key is not None else None
@@ -436,7 +436,7 @@ class Broker:
     def _wake_idle(self, sources: Iterable[Source]) -> None:
         for source in sources:
             for receiver in source.idle:
-                receiver.ready.notify_all()
+                receiver.ready.set()
 
     def _moved(self) -> None:
         with self.lock:
@@ -450,7 +450,7 @@ class MemoryPublisher:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._outcomes: list[Outcome] = []
-        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._woken = Signal()
 
     def submit(self, batch: Sequence[Outgoing]) -> None:
         outcomes, publish = self._outcomes, self._broker.publish
@@ -458,24 +458,18 @@ class MemoryPublisher:
             for message in batch:
                 try:
                     publish(message)
+                    outcomes.append((message.token, None))
                 except MqkitError as exc:
                     outcomes.append((message.token, exc))
-                else:
-                    outcomes.append((message.token, None))
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
         if not self._outcomes and timeout > 0:
-            try:
-                self._wakes.get(timeout=timeout)
-                while True:
-                    self._wakes.get_nowait()
-            except Empty:
-                pass
+            self._woken.wait(timeout)
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
     def wake(self) -> None:
-        self._wakes.put(None)
+        self._woken.set()
 
     def abandon(self) -> Sequence[Outcome]:
         return self.collect(0)
@@ -492,7 +486,7 @@ class MemoryReceiver:
     def __init__(self, broker: Broker, address: Address) -> None:
         self._broker = broker
         self._address = address
-        self.ready = threading.Condition(broker.lock)
+        self.ready = Signal()  # something to look at: a message, a moved clock, a wake
         self._hands: dict[int, Stored] = {}
         self._staged: list[Settlement] = []
         self._woken = False
@@ -508,18 +502,19 @@ class MemoryReceiver:
 
     def receive(self, room: int, timeout: float) -> Turn:
         deadline = time.monotonic() + timeout
-        with self._broker.lock:
-            refused = self._carry_out() if self._staged else ()
-            while True:
-                deliveries = self._take(room) if room else []
-                if deliveries or refused or self._woken:
-                    break
-                left = self._patience(deadline - time.monotonic(), room)
-                if left <= 0:
-                    break
-                self._wait(left)
-            self._woken = False
-        return Turn(deliveries, (), refused)
+        while True:
+            with self._broker.lock:
+                refused = self._carry_out() if self._staged else ()
+                deliveries = self._take(room) if room else ()
+                left = deadline - time.monotonic()
+                if deliveries or refused or self._woken or left <= 0:
+                    self._woken = False
+                    return Turn(deliveries, (), refused)
+                left = self._patience(left, room)
+                self._watch(True)
+            self.ready.wait(left)
+            with self._broker.lock:
+                self._watch(False)
 
     def isolate(self, delivery: Received) -> None:
         """Nothing survives the process here, so nothing has to be noted."""
@@ -530,9 +525,8 @@ class MemoryReceiver:
             return Turn((), (), self._carry_out())
 
     def wake(self) -> None:
-        with self._broker.lock:
-            self._woken = True
-            self.ready.notify_all()
+        self._woken = True
+        self.ready.set()
 
     def now(self) -> float:
         return self._broker.clock.now()
@@ -617,15 +611,11 @@ class MemoryReceiver:
                 return min(left, max(0.0005, due - self._broker.clock.now()))
         return left
 
-    def _wait(self, left: float) -> None:
+    def _watch(self, on: bool) -> None:
+        """Under the lock: be told, or not any more, when the source gets something."""
         source = self._broker.sources.get(self._address)
         if source is not None:
-            source.idle.add(self)
-        try:
-            self.ready.wait(left)
-        finally:
-            if source is not None:
-                source.idle.discard(self)
+            (source.idle.add if on else source.idle.discard)(self)
 
 
 def _live(handle: int, message: Outgoing) -> Received:
@@ -643,7 +633,7 @@ class MemoryListenerInbox:
 
     def put(self, message: Outgoing) -> None:
         self._messages.append(message)
-        self._receiver.ready.notify_all()
+        self._receiver.ready.set()
 
     def take(self, room: int) -> list[Outgoing]:
         return [self._messages.popleft() for _ in range(min(room, len(self._messages)))]

@@ -50,10 +50,10 @@ class File:
                 self.clock = self._bring_up(self.writer)
             found = os.stat(path)
         except sqlite3.Error as exc:
-            self.close()
+            self._undo()
             raise translate(exc, path) from exc
         except MqkitError:
-            self.close()
+            self._undo()
             raise
         self._identity = (found.st_dev, found.st_ino)
         _guard_forks()
@@ -106,12 +106,15 @@ class File:
         except OSError:
             return 0
 
+    def reopen(self) -> None:
+        """A new writer in place of one whose COMMIT broke off."""
+        self.release(self.writer)
+        self.writer = self._connect("rw")
+
     def close(self) -> None:
-        """On the thread of `writer`, after every reader was released."""
+        """Give up writer and turn. A reader that somebody still has goes on until it is released."""
         _open_files.discard(self)
-        for db in self._connections:
-            db.close()
-        self._connections.clear()
+        self.release(self.writer)
         self.turn.close()
 
     def abandon(self) -> None:
@@ -125,6 +128,11 @@ class File:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
         self.turn.close()
 
+    def _undo(self) -> None:
+        for db in list(self._connections):
+            self.release(db)
+        self.turn.close()
+
     def _connect(self, mode: str) -> sqlite3.Connection:
         db = sqlite3.connect(
             f"{pathlib.Path(self.path).as_uri()}?mode={mode}",
@@ -132,6 +140,7 @@ class File:
             timeout=self.options.busy,
             isolation_level=None,
             cached_statements=256,
+            check_same_thread=False,  # an admin moves between threads; each connection has one user at a time
         )
         self._connections.append(db)
         for pragma in (*_PRAGMAS, f"PRAGMA synchronous = {self.options.synchronous}"):

@@ -26,10 +26,11 @@ class Wakeup:
         os.set_blocking(self._ear, False)
         os.set_blocking(self._bell, False)
         self._hints = _watch(f"{path}-wal")
-        self._poll = select.poll()
-        self._poll.register(self._ear, select.POLLIN)
+        self._rings, self._all = select.poll(), select.poll()
+        self._rings.register(self._ear, select.POLLIN)
+        self._all.register(self._ear, select.POLLIN)
         if self._hints >= 0:
-            self._poll.register(self._hints, select.POLLIN)
+            self._all.register(self._hints, select.POLLIN)
         self._look = FIRST_LOOK
 
     def ring(self) -> None:
@@ -44,11 +45,13 @@ class Wakeup:
         self._look = FIRST_LOOK
 
     def wait(self, timeout: float, *, watch: bool) -> None:
-        """Until a ring, a hint or the timeout; with `watch` no longer than to the next look."""
+        """Until a ring or the timeout; with `watch` also until a hint, and no longer than to the next look."""
+        poll = self._rings
         if watch:
+            poll = self._all
             timeout = min(timeout, self._look)
             self._look = min(self._look * GROWTH, LAST_HINTED_LOOK if self._hints >= 0 else LAST_LOOK)
-        for descriptor, _ in self._poll.poll(max(0, math.ceil(timeout * 1000))):
+        for descriptor, _ in poll.poll(max(0, math.ceil(timeout * 1000))):
             _drain(descriptor)
             if descriptor == self._hints:
                 self.expect()

@@ -27,14 +27,32 @@ def frame(message: Outgoing) -> bytes:
     return _encode(_Frame(message.envelope, message.headers))
 
 
-def log_values(message: Outgoing) -> tuple[Any, ...]:
-    """ttl, key, message id, envelope, body: what differs between two messages that go into the log together."""
-    return message.ttl, message.key, message.id, frame(message), message.body
+class Parcel:
+    """Messages to one address as flat lists of SQL parameters, encoded before the commit thread sees them."""
 
+    __slots__ = ("count", "delayed", "plain", "prioritised")
 
-def later_values(message: Outgoing, due: float) -> tuple[Any, ...]:
-    """due, ttl, priority, key, message id, envelope, body."""
-    return due, message.ttl, message.priority, message.key, message.id, frame(message), message.body
+    def __init__(self) -> None:
+        self.count = 0  # of the plain ones
+        self.plain: list[Any] = []  # ttl, key, message id, envelope, body
+        self.prioritised: list[Any] = []  # priority, then the same
+        self.delayed: list[Any] = []  # delay, priority, then the same
+
+    def add(self, message: Outgoing) -> None:
+        values = (message.ttl, message.key, message.id, frame(message), message.body)
+        if message.delay > 0:
+            self.delayed += (message.delay, message.priority, *values)
+        elif message.priority > 0:
+            self.prioritised += (message.priority, *values)
+        else:
+            self.plain += values
+            self.count += 1
+
+    def extend(self, other: Parcel) -> None:
+        self.count += other.count
+        self.plain += other.plain
+        self.prioritised += other.prioritised
+        self.delayed += other.delayed
 
 
 def first_received(row: tuple[Any, ...], owner: int, address: Address) -> Received:

@@ -1,0 +1,301 @@
+"""Receiving from a queue, a group or dead letters: settlements and the next claim share a transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+
+from mqkit.backends.base import Address, Done, Outgoing, Received, Release, Settlement, Turn
+from mqkit.backends.sqlite import keys, leases, retention, wire
+from mqkit.backends.sqlite.committer import PATIENCE, Claimant, Committer, State, Transaction, release
+from mqkit.backends.sqlite.leases import Claim, Source
+from mqkit.backends.sqlite.wire import Parcel
+from mqkit.errors import LeaseLost, Lost, MqkitError, NotFound, PublishUnknown, Unavailable
+
+_COMPACTED_AT_ONCE = 1000
+
+
+class _Round(Claimant):
+    """One `receive`: what it settles, and how much it may take."""
+
+    def __init__(self, receiver: SqliteReceiver, settlements: Sequence[Settlement], room: int) -> None:
+        super().__init__(receiver.changed, weight=max(1, len(settlements)) + room // 2)
+        self.destination = receiver.source.destination
+        self.settlements = settlements
+        self.owner = receiver.owner
+        self.renewed_at = 0.0
+        self.void = False  # the owner row was gone: nothing of what was in hand is ours
+        self.refused: list[tuple[Received, MqkitError]] = []
+        self.claimed = Claim()
+        self._room = room
+        self._lease = receiver.lease
+        self._source = receiver.source
+        self._address = receiver.address
+        self._boot = receiver.boot
+
+    def urgent(self, db: sqlite3.Connection, now: float) -> bool:
+        if self.state is State.QUEUED and (self.settlements or not self._room):
+            return True
+        prospect = leases.look(db, self._source, self.owner, now, self._boot)
+        if prospect is None:
+            raise self._missing()
+        self.again_at = prospect.next_time()
+        return prospect.promises(now)
+
+    def write(self, tx: Transaction) -> None:
+        if self.state is not State.RUNNING:
+            return
+        self._renew(tx)
+        if not self.settlements:
+            return
+        if self.void:
+            self.refused += [(each.delivery, self._lost()) for each in self.settlements]
+        else:
+            self._settle(tx)
+        self.settlements = ()
+
+    def claim(self, tx: Transaction) -> bool:
+        if not self._room:
+            return True
+        prospect = leases.look(tx.db, self._source, self.owner, tx.now, self._boot)
+        if prospect is None:
+            raise self._missing()
+        self.again_at = prospect.next_time()
+        if prospect.promises(tx.now):
+            if not self.owner:
+                self._renew(tx)
+            self.claimed = leases.claim(tx.db, self._source, self.owner, tx.now, self._boot, self._room, prospect)
+        return bool(self.claimed)
+
+    def _renew(self, tx: Transaction) -> None:
+        until = tx.now + self._lease
+        self.renewed_at = time.monotonic()
+        if self.owner and leases.renew(tx.db, self.owner, until):
+            return
+        self.void = self.void or bool(self.owner)
+        self.owner = leases.new_owner(tx.db, self._source.group, until, self._boot)
+
+    def _settle(self, tx: Transaction) -> None:
+        source, done, released = self._source, [], []
+        copies: dict[int, Sequence[Outgoing]] = {}
+        asked: dict[int, Received] = {}
+        for each in self.settlements:
+            delivery = each.delivery
+            asked[delivery.native] = delivery
+            if isinstance(each, Release):
+                released.append(each)
+            elif each.copies and (missing := _missing_copy(tx, each.copies)):
+                self.refused.append((delivery, missing))
+                del asked[delivery.native]
+            else:
+                done.append(delivery.native)
+                if each.copies:
+                    copies[delivery.native] = each.copies
+        ours: set[int] = set()
+        if done:
+            ours |= leases.settle(tx.db, source, self.owner, done)
+        if released:
+            ours |= leases.release(tx.db, source, self.owner, released, tx.now)
+        if released or source.ordered:
+            tx.touch(source.destination)
+        if source.ordered:
+            keys.resolve(tx.db, source.group)
+        if source.topic:
+            retention.compact(tx.db, source.destination, tx.now, _COMPACTED_AT_ONCE, settled=done)
+        for id in copies.keys() & ours:
+            for copy in copies[id]:
+                parcel = Parcel()
+                parcel.add(copy)
+                tx.appender.add(copy.address, parcel)
+        if len(ours) < len(asked):
+            self.refused += [(delivery, self._lost()) for id, delivery in asked.items() if id not in ours]
+
+    def _lost(self) -> LeaseLost:
+        return LeaseLost(f"{self._address}: the delivery belongs to another consumer by now; the settlement has no effect")
+
+    def _missing(self) -> NotFound:
+        return NotFound(f"{self._address} was deleted while in use; declare it again")
+
+
+class SqliteReceiver:
+    """See `base.Receiver`. What it holds is renewed as a whole by every transaction of its own."""
+
+    def __init__(self, committer: Committer, address: Address, source: Source, lease: float) -> None:
+        self.changed = threading.Condition()
+        self.address = address
+        self.source = source
+        self.lease = lease
+        self.owner = 0  # no row yet
+        self._committer = committer
+        self._file = committer.file
+        self.boot = self._file.clock.boot
+        self._db = self._file.reader()
+        self._staged: list[Settlement] = []
+        self._held: dict[object, Received] = {}
+        self._refused: list[tuple[Received, MqkitError]] = []
+        self._renewed_at = 0.0
+        self._woken = False
+        self._closed = False
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        held = self._held
+        for each in settlements:
+            delivery = each.delivery
+            if held.pop(delivery.handle, None) is None:
+                self._refused.append((delivery, LeaseLost(f"{self.address}: the delivery is not in hand any more")))
+            else:
+                self._staged.append(each)
+
+    def receive(self, room: int, timeout: float) -> Turn:
+        deadline = time.monotonic() + timeout
+        refused, self._refused = self._refused, []
+        deliveries: Sequence[Received] = ()
+        revoked: Sequence[Received] = ()
+        while True:
+            took, gone, void = self._round(room, deadline, impatient=bool(refused))
+            deliveries = took
+            refused += void
+            revoked = gone
+            if deliveries or revoked or refused or self._take_wake() or time.monotonic() >= deadline:
+                return Turn(deliveries, revoked, refused or ())
+
+    def isolate(self, delivery: Received) -> None:
+        owner, id = self.owner, delivery.native
+        self._committer.run(lambda tx: leases.isolate(tx.db, owner, id))
+
+    def flush(self, timeout: float) -> Turn:
+        del timeout  # bounded by the waiting for a transaction
+        return self.receive(0, 0.0)
+
+    def wake(self) -> None:
+        with self.changed:
+            self._woken = True
+            self.changed.notify_all()
+
+    def now(self) -> float:
+        return self._file.clock.now()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.owner:
+                owner, source = self.owner, self.source
+                self._committer.run(lambda tx: _leave(tx, source, owner))
+        finally:
+            self._file.release(self._db)
+            release(self._committer)
+
+    def _round(
+        self, room: int, deadline: float, *, impatient: bool
+    ) -> tuple[Sequence[Received], Sequence[Received], list[tuple[Received, MqkitError]]]:
+        """One ticket, and what it brought: deliveries, revoked ones, refused settlements."""
+        third = self.lease / 3
+        if not room and not self._staged and not (self._held and time.monotonic() - self._renewed_at > third):
+            with self.changed:
+                until = min(deadline, self._renewed_at + third) if self._held else deadline
+                self.changed.wait_for(lambda: self._woken, max(0.0, until - time.monotonic()))
+            return (), (), []
+        ticket = _Round(self, tuple(self._staged), room)
+        self._committer.submit(ticket)
+        self._await(ticket, deadline, impatient=impatient)
+        if isinstance(ticket.error, PublishUnknown):  # nobody knows which settlements hold
+            self._staged.clear()
+            self._held.clear()
+            raise Lost(str(ticket.error)) from ticket.error
+        if ticket.error is not None:
+            raise ticket.error
+        return self._carried_out(ticket)
+
+    def _await(self, ticket: _Round, deadline: float, *, impatient: bool) -> None:
+        """Until it has messages, or has written what it had to and there is a reason to come back without."""
+        renew_at = time.monotonic() + self.lease / 3 if self._held else float("inf")
+        give_up = time.monotonic() + PATIENCE
+        with self.changed:
+            while ticket.state is not State.DONE:
+                now = time.monotonic()
+                if ticket.state is State.WAITING:
+                    if impatient or self._woken or ticket.refused or ticket.void or now >= min(deadline, renew_at):
+                        ticket.state = State.WITHDRAWN
+                        return
+                    self.changed.wait(min(deadline, renew_at) - now)
+                elif now >= give_up:
+                    ticket.state = State.WITHDRAWN
+                    raise Unavailable(f"SQLite file {self._file.path} was not free to write; nothing was carried out")
+                else:
+                    self.changed.wait(give_up - now)
+
+    def _carried_out(
+        self, ticket: _Round
+    ) -> tuple[Sequence[Received], Sequence[Received], list[tuple[Received, MqkitError]]]:
+        revoked: Sequence[Received] = ()
+        if ticket.void:
+            revoked = list(self._held.values())
+            self._held.clear()
+        for delivery, error in ticket.refused:
+            if not isinstance(error, LeaseLost):  # a copy failed: the delivery stays in hand
+                self._held[delivery.handle] = delivery
+        self._staged.clear()
+        self.owner = ticket.owner
+        if ticket.renewed_at:
+            self._renewed_at = ticket.renewed_at
+        deliveries = self._fetch(ticket.claimed) if ticket.claimed else ()
+        self._held.update((delivery.handle, delivery) for delivery in deliveries)
+        return deliveries, revoked, ticket.refused
+
+    def _fetch(self, claim: Claim) -> list[Received]:
+        """The claimed messages, read outside the transaction: their leases keep them."""
+        db, owner, address = self._db, self.owner, self.address
+        deliveries = []
+        try:
+            if claim.side:
+                rows = _read(db, [counts[0] for counts in claim.side])
+                found = {row[0]: row for row in rows}
+                deliveries += [
+                    wire.received(found[counts[0]], counts[1:], owner, address)
+                    for counts in claim.side
+                    if counts[0] in found
+                ]
+            rows = []
+            if claim.bounds:
+                rows = db.execute(
+                    f"""SELECT {wire.MESSAGE} FROM mq_message m WHERE m.id BETWEEN ? AND ?
+                        AND (m.grp IS NULL OR m.grp = ?) ORDER BY m.id""",
+                    (*claim.bounds, self.source.group),
+                ).fetchall()
+            elif claim.ids:
+                rows = _read(db, claim.ids)
+        except sqlite3.Error as exc:
+            raise Lost(f"SQLite file {self._file.path}: claimed messages cannot be read ({exc})") from exc
+        deliveries += [wire.first_received(row, owner, address) for row in rows]
+        return deliveries
+
+    def _take_wake(self) -> bool:
+        with self.changed:
+            woken, self._woken = self._woken, False
+            return woken
+
+
+def _read(db: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[object, ...]]:
+    return db.execute(
+        f"SELECT {wire.MESSAGE} FROM mq_message m WHERE m.id IN (SELECT value FROM json_each(?)) ORDER BY m.id",
+        (str(list(ids)),),
+    ).fetchall()
+
+
+def _missing_copy(tx: Transaction, copies: Sequence[Outgoing]) -> NotFound | None:
+    try:
+        for copy in copies:
+            tx.appender.route(copy.address)
+    except NotFound as exc:
+        return exc
+    return None
+
+
+def _leave(tx: Transaction, source: Source, owner: int) -> None:
+    if tx.db.execute("SELECT 1 FROM mq_owner WHERE id = ?", (owner,)).fetchone():
+        leases.give_back(tx.db, source, owner, died=False)
+        tx.touch(source.destination)

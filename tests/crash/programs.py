@@ -1,0 +1,69 @@
+"""
+Consumers that are killed by test_sqlite_crashes: `python programs.py NAME URL LOG`.
+
+Each handling is one line in LOG, written by a single append, so that the order of lines is the order of events over all
+processes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable
+
+from mqkit import Bus, Delivery, Queue, Retry, fixed
+
+numbers = Queue("numbers", int)
+copies = Queue("copies", int)
+keyed = Queue("keyed", dict, key=lambda event: event["key"])
+
+
+class Journal:
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def write(self, *values: object) -> None:
+        os.write(self._descriptor, (" ".join(map(str, values)) + "\n").encode())
+
+
+def count(bus: Bus, journal: Journal) -> None:
+    @bus.on(numbers, concurrency=4)
+    def handle(number: int, delivery: Delivery[int]) -> None:
+        journal.write(number, delivery.attempt, delivery.deliveries)
+
+
+def copy(bus: Bus, journal: Journal) -> None:
+    @bus.on(numbers, concurrency=4, promise="exactly_once")
+    def handle(number: int, delivery: Delivery[int]) -> None:
+        delivery.publish(copies, number)
+
+
+def ordered(bus: Bus, journal: Journal) -> None:
+    @bus.on(keyed, concurrency=8, retry=Retry(attempts=None, backoff=fixed(0.02)))
+    def handle(event: dict, delivery: Delivery[dict]) -> None:
+        if random.random() < 0.3:
+            raise ConnectionError("the dependency is flaky")
+        journal.write(event["key"], event["number"], delivery.deliveries)
+
+
+def poison(bus: Bus, journal: Journal) -> None:
+    @bus.on(numbers, concurrency=4, retry=Retry(crashes=2))
+    def handle(number: int, delivery: Delivery[int]) -> None:
+        if number == 13:
+            os.kill(os.getpid(), 9)
+        journal.write(number, delivery.attempt, delivery.deliveries)
+
+
+PROGRAMS: dict[str, Callable[[Bus, Journal], None]] = {
+    "count": count,
+    "copy": copy,
+    "ordered": ordered,
+    "poison": poison,
+}
+
+if __name__ == "__main__":
+    name, url, log = sys.argv[1:]
+    bus = Bus(url)
+    PROGRAMS[name](bus, Journal(log))
+    bus.run(grace=5.0)

@@ -1,0 +1,172 @@
+"""SIGKILL of real consumer processes at random moments; afterwards every message is counted."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from mqkit import Bus, Queue
+from tests.crash import programs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Consumers:
+    """Some processes of one program; each that is killed, or dies, is replaced."""
+
+    def __init__(self, program: str, url: str, log: Path, count: int) -> None:
+        self._command = [sys.executable, programs.__file__, program, url, str(log)]
+        self._processes = [self._spawn() for _ in range(count)]
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command)
+
+    def kill_one(self, chance: random.Random) -> None:
+        place = chance.randrange(len(self._processes))
+        self._processes[place].kill()
+        self._processes[place].wait()
+        self._processes[place] = self._spawn()
+
+    def watch(self, seconds: float) -> None:
+        """Look on for so long, or until the first process ends."""
+        with suppress(subprocess.TimeoutExpired):
+            self._processes[0].wait(seconds)
+
+    def replace_dead(self) -> int:
+        dead = [place for place, process in enumerate(self._processes) if process.poll() is not None]
+        for place in dead:
+            self._processes[place] = self._spawn()
+        return len(dead)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(30)
+
+
+@contextmanager
+def consuming(program: str, url: str, log: Path, count: int) -> Iterator[Consumers]:
+    consumers = Consumers(program, url, log, count)
+    try:
+        yield consumers
+    finally:
+        consumers.stop()
+
+
+def left(bus: Bus, *queues: Queue) -> int:
+    names = {queue.name for queue in queues}
+    admin = bus._opened_backend().admin()
+    try:
+        return sum(
+            depth.ready + depth.inflight + depth.delayed
+            for depth in admin.describe()
+            if depth.address.name in names and not depth.address.dead
+        )
+    finally:
+        admin.close()
+
+
+def killing_until_drained(
+    consumers: Consumers, drained: Callable[[], bool], *, kills: int, every: float, within: float
+) -> int:
+    """Kill a random process now and then until nothing is left; how many were killed."""
+    chance = random.Random(7)
+    done, deadline = 0, time.monotonic() + within
+    while not drained() or done < kills:
+        assert time.monotonic() < deadline, f"not drained within {within} s, after {done} kills"
+        consumers.watch(every * chance.random() * 2)
+        if done < kills:
+            consumers.kill_one(chance)
+            done += 1
+    return done
+
+
+def publish(bus: Bus, queue: Queue, payloads: list) -> None:
+    for payload in payloads:
+        bus.publish_soon(queue, payload)
+    bus.flush(timeout=120)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/crash.db?lease=1.0"
+
+
+TOTAL, KILLS = 20_000, 20
+
+
+def test_twenty_kills_lose_nothing_invent_nothing_and_mark_every_duplicate(url: str, tmp_path: Path):
+    bus, log = Bus(url), tmp_path / "log"
+    publish(bus, programs.numbers, list(range(TOTAL)))
+
+    with consuming("count", url, log, 4) as consumers:
+        killing_until_drained(consumers, lambda: left(bus, programs.numbers) == 0, kills=KILLS, every=0.3, within=300)
+
+    handled = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
+    times = Counter(number for number, _, _ in handled)
+    redelivered = Counter(number for number, _, deliveries in handled if deliveries > 1)
+    assert set(times) == set(range(TOTAL))
+    assert [number for number, count in times.items() if redelivered[number] < count - 1] == []
+    assert {attempt for _, attempt, _ in handled} == {1}
+
+
+def test_exactly_once_into_a_second_queue_under_twenty_kills(url: str, tmp_path: Path):
+    bus = Bus(url)
+    publish(bus, programs.numbers, list(range(TOTAL)))
+
+    with consuming("copy", url, tmp_path / "log", 4) as consumers:
+        killing_until_drained(consumers, lambda: left(bus, programs.numbers) == 0, kills=KILLS, every=0.3, within=300)
+
+    arrived: Counter[int] = Counter()
+    with bus.subscription(programs.copies, prefetch=1000) as messages:
+        while taken := messages.receive(max=1000, timeout=2.0):
+            for delivery in taken:
+                arrived[delivery.payload] += 1
+                delivery.ack()
+    assert arrived == Counter(range(TOTAL))
+
+
+def test_keys_stay_in_order_over_three_processes_failures_and_ten_kills(url: str, tmp_path: Path):
+    bus, log, keys, each = Bus(url), tmp_path / "log", 40, 50
+    publish(
+        bus, programs.keyed, [{"key": f"k{key}", "number": number} for number in range(each) for key in range(keys)]
+    )
+
+    with consuming("ordered", url, log, 3) as consumers:
+        killing_until_drained(consumers, lambda: left(bus, programs.keyed) == 0, kills=10, every=0.4, within=300)
+
+    first_seen: dict[str, list[int]] = defaultdict(list)
+    for line in log.read_text().splitlines():
+        key, number, deliveries = line.split()
+        if int(number) in first_seen[key]:
+            assert int(deliveries) > 1, f"{key} {number} came twice and the second was not marked"
+        else:
+            first_seen[key].append(int(number))
+    assert all(numbers == list(range(each)) for numbers in first_seen.values())
+    assert len(first_seen) == keys
+
+
+def test_a_message_that_kills_its_process_ends_alone_among_the_dead_letters(url: str, tmp_path: Path):
+    bus, log = Bus(url), tmp_path / "log"
+    publish(bus, programs.numbers, list(range(200)))
+
+    with consuming("poison", url, log, 2) as consumers:
+        deadline, died = time.monotonic() + 120, 0
+        while left(bus, programs.numbers):
+            assert time.monotonic() < deadline
+            died += consumers.replace_dead()
+            consumers.watch(0.05)
+
+    dead = bus.dead_letters(programs.numbers).list()
+    assert [(letter.message.body, letter.reason.split(":")[0]) for letter in dead] == [(b"13", "crashes")]
+    assert {int(line.split()[0]) for line in log.read_text().splitlines()} == set(range(200)) - {13}
+    assert died >= 3
