@@ -135,5 +135,3 @@ def _append_all(appender: Appender, batch: Sequence[Outgoing]) -> None:
         parcel.add(message)
         appender.add(message.address, parcel)
     appender.flush()
-
-

@@ -8,6 +8,7 @@ or for the disk goes into the next transaction together: settlements, then publi
 from __future__ import annotations
 
 import enum
+import os
 import sqlite3
 import threading
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from mqkit.backends.sqlite.errors import commit_unknown, in_doubt, translate
-from mqkit.backends.sqlite.file import File, refuse_inherited
+from mqkit.backends.sqlite.file import File, inherit, refuse_inherited
 from mqkit.backends.sqlite.log import Appender
 from mqkit.backends.sqlite.options import SqliteOptions
 from mqkit.backends.sqlite.wakeup import Wakeup
@@ -40,7 +41,8 @@ class State(enum.Enum):
 class Transaction:
     """What tickets work on while they have the write lock."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, swept: dict[int, float]) -> None:
+        self.swept = swept  # when broadcasts were last tidied, by destination
         self.db = file.writer
         self.boot = file.clock.boot
         self.now = file.clock.now()
@@ -61,6 +63,8 @@ class Ticket:
         self.weight = weight
         self.size = size
         self.state = State.QUEUED
+        self.written = False  # is its part of a transaction committed?
+        self.failure: MqkitError | None = None  # why it alone came to nothing, though its transaction was committed
         self.error: MqkitError | None = None
 
     # -- the commit thread's side
@@ -78,15 +82,18 @@ class Ticket:
         return self._enter(State.RUNNING)
 
     def finish(self, error: MqkitError | None = None) -> None:
-        self.error = error
+        self.error = error or self.failure
+        self.written = self.written or error is None
         self._enter(State.DONE)
 
     def wait_for_messages(self) -> bool:
+        """Once nothing is left to write."""
+        self.written = True
         return self._enter(State.WAITING)
 
     def _enter(self, state: State) -> bool:
         with self.changed:
-            if self.state is State.WITHDRAWN:
+            if self.state in (State.WITHDRAWN, State.DONE):
                 return False
             self.state = state
             if state is not State.RUNNING:
@@ -112,7 +119,6 @@ class Call(Ticket, Generic[T]):
     def __init__(self, work: Callable[[Transaction], T]) -> None:
         super().__init__(threading.Condition())
         self._work = work
-        self._failure: MqkitError | None = None
         self.result: T
 
     def write(self, tx: Transaction) -> None:
@@ -120,12 +126,9 @@ class Call(Ticket, Generic[T]):
         try:
             self.result = self._work(tx)
         except MqkitError as exc:
-            self._failure = exc
+            self.failure = exc
             tx.db.execute("ROLLBACK TO mq_call")
         tx.db.execute("RELEASE mq_call")
-
-    def finish(self, error: MqkitError | None = None) -> None:
-        super().finish(error or self._failure)
 
     def value(self, path: str) -> T:
         with self.changed:
@@ -154,6 +157,7 @@ class Committer:
         self._stopping = False
         self._clock_stored = self._room_asked = self._file_checked = 0.0
         self._room = True
+        self._swept: dict[int, float] = {}
         self._version = 0
         self._thread = threading.Thread(target=self._run, name="mqkit-sqlite", daemon=True)
         self._thread.start()
@@ -190,10 +194,20 @@ class Committer:
         return self._room
 
     def stop(self) -> None:
+        if self._opened.is_set() and self._failure is None and self.file.inherited:
+            return
         self._stopping = True
         if self._opened.is_set() and self._failure is None:
             self._wakeup.ring()
         self._thread.join(PATIENCE)
+
+    def abandon(self) -> None:
+        """In a forked child: leave everything to the parent."""
+        if self._opened.is_set() and self._failure is None:
+            self.file.abandon()
+            self._wakeup.close()
+        else:
+            inherit(self.path)
 
     # -- the commit thread
 
@@ -216,6 +230,8 @@ class Committer:
                 else:
                     self._sleep()
         finally:
+            ended = Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
+            self._fail([*self._standing, *self._drain()], ended)
             self._wakeup.close()
             self.file.close()
 
@@ -271,15 +287,15 @@ class Committer:
             with self.file.turn:
                 db.execute("BEGIN IMMEDIATE")
                 work = self._begin(found)
-                tx = Transaction(self.file)
+                tx = Transaction(self.file, self._swept)
                 for ticket in work:
                     ticket.write(tx)
                 tx.appender.flush()
                 claimants = [ticket for ticket in work if isinstance(ticket, Claimant)]
-                for ticket in self._standing:
-                    if ticket not in work and ticket.destination in tx.appender.touched and ticket.begin():
-                        work.append(ticket)
-                        claimants.append(ticket)
+                for standing in self._standing:
+                    if standing not in work and standing.destination in tx.appender.touched and standing.begin():
+                        work.append(standing)
+                        claimants.append(standing)
                 waiting = [ticket for ticket in claimants if not ticket.claim(tx)]
                 self._store_clock(tx)
                 committing = True
@@ -294,9 +310,8 @@ class Committer:
         except MqkitError as exc:
             self._roll_back()
             self._fail(work or self._begin(found), exc)
-        except Exception as exc:
-            self._roll_back()
-            self._fail(work or self._begin(found), Unavailable(f"SQLite file {self.path}: internal error: {exc!r}"))
+        except BaseException as exc:
+            self._fail(work or found, Unavailable(f"SQLite file {self.path}: the commit thread failed ({exc!r})"))
             raise
         else:
             for ticket in work:
@@ -348,6 +363,7 @@ _lock = threading.Lock()
 def acquire(path: str, options: SqliteOptions) -> Committer:
     """The committer of a file, opened. Every `acquire` needs its `release`."""
     refuse_inherited(path)
+    _guard_forks()
     with _lock:
         committer = _committers.get(path)
         if committer is not None and not committer._thread.is_alive():
@@ -373,6 +389,24 @@ def release(committer: Committer) -> None:
         if _committers.get(committer.path) is committer:
             del _committers[committer.path]
     committer.stop()
+
+
+_guarded = False
+
+
+def _guard_forks() -> None:
+    global _guarded
+    if not _guarded:
+        _guarded = True
+        os.register_at_fork(after_in_child=_abandon_all)
+
+
+def _abandon_all() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    for committer in _committers.values():
+        committer.abandon()
+    _committers.clear()
 
 
 def _refuse_other_options(committer: Committer, options: SqliteOptions) -> None:

@@ -16,7 +16,8 @@ from mqkit.backends.sqlite.write_lock import WriteLock
 from mqkit.errors import Closed, ConfigError, MqkitError, StoreDamaged
 
 NETWORK_TYPES = frozenset(
-    "nfs nfs4 cifs smb3 smbfs 9p ceph lustre gpfs glusterfs fuse.sshfs fuse.glusterfs fuse.s3fs afs ncpfs".split()
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "gpfs", "lustre", "ncpfs")
+    + ("fuse.glusterfs", "fuse.s3fs", "fuse.sshfs")
 )
 WAL_WARNING = 64 << 20
 _PRAGMAS = (
@@ -25,7 +26,6 @@ _PRAGMAS = (
     f"PRAGMA journal_size_limit = {WAL_WARNING}",
 )
 
-_open_files: set[File] = set()
 _inherited: set[str] = set()  # paths that were open in the parent when this process was forked
 
 
@@ -56,8 +56,6 @@ class File:
             self._undo()
             raise
         self._identity = (found.st_dev, found.st_ino)
-        _guard_forks()
-        _open_files.add(self)
 
     def reader(self) -> sqlite3.Connection:
         """A further connection for the calling thread, which closes it with `release`. It cannot write."""
@@ -70,6 +68,9 @@ class File:
         return db
 
     def release(self, db: sqlite3.Connection) -> None:
+        """Close a connection; in a forked child it is left alone."""
+        if self.inherited:
+            return
         self._connections.remove(db)
         db.close()
 
@@ -113,7 +114,6 @@ class File:
 
     def close(self) -> None:
         """Give up writer and turn. A reader that somebody still has goes on until it is released."""
-        _open_files.discard(self)
         self.release(self.writer)
         self.turn.close()
 
@@ -123,7 +123,7 @@ class File:
         purpose, past the end of the interpreter too.
         """
         self.inherited = True
-        _inherited.add(self.path)
+        inherit(self.path)
         for db in self._connections:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
         self.turn.close()
@@ -209,20 +209,9 @@ def mount_type(path: str, mountinfo: Iterable[str]) -> str:
     return kind
 
 
-def _abandon_all() -> None:
-    for file in _open_files:
-        file.abandon()
-    _open_files.clear()
-
-
-_guarded = False
-
-
-def _guard_forks() -> None:
-    global _guarded
-    if not _guarded:
-        os.register_at_fork(after_in_child=_abandon_all)
-        _guarded = True
+def inherit(path: str) -> None:
+    """In a forked child: never use this file again."""
+    _inherited.add(path)
 
 
 def sqlite_has_wal_reset_defect(version: tuple[int, ...]) -> bool:

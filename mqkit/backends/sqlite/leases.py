@@ -137,7 +137,8 @@ def settle(db: sqlite3.Connection, source: Source, owner: int, ids: Sequence[int
     ours = {
         id
         for (id,) in db.execute(
-            "DELETE FROM mq_lease WHERE owner = ? AND id IN (SELECT value FROM json_each(?)) RETURNING id", (owner, given)
+            "DELETE FROM mq_lease WHERE owner = ? AND id IN (SELECT value FROM json_each(?)) RETURNING id",
+            (owner, given),
         ).fetchall()
     }
     db.execute("UPDATE mq_group SET settled = settled + ? WHERE id = ?", (len(ours), source.group))
@@ -191,7 +192,8 @@ def give_back(db: sqlite3.Connection, source: Source, owner: int, *, died: bool)
 def reap(db: sqlite3.Connection, source: Source, now: float, boot: str, owner: int) -> bool:
     """Take over from owners that did not renew in time or lived before a reboot; whether there were any."""
     dead = db.execute(
-        "SELECT id FROM mq_owner WHERE grp = ? AND (until <= ? OR boot <> ?) AND id <> ?", (source.group, now, boot, owner)
+        "SELECT id FROM mq_owner WHERE grp = ? AND (until <= ? OR boot <> ?) AND id <> ?",
+        (source.group, now, boot, owner),
     ).fetchall()
     for (other,) in dead:
         give_back(db, source, other, died=True)
@@ -289,9 +291,7 @@ def _claim_run(
     return (cursor + 1, high) if count else None
 
 
-def _claim_ordered(
-    db: sqlite3.Connection, source: Source, owner: int, cursor: int, last: int, limit: int
-) -> list[int]:
+def _claim_ordered(db: sqlite3.Connection, source: Source, owner: int, cursor: int, last: int, limit: int) -> list[int]:
     """The same where keys are locked: messages of a key that is taken go behind it, the others are leased."""
     leased: list[int] = []
     looked_at = 0

@@ -29,9 +29,6 @@ class _Watch(Claimant):
             self.finish()
         return False
 
-    def begin(self) -> bool:
-        return self.state is not State.DONE and super().begin()
-
     def claim(self, tx: Transaction) -> bool:
         return _last(tx.db, self.destination) > self._cursor
 
@@ -95,7 +92,9 @@ class SqliteListener:
         if watch:
             self._committer.submit(ticket)
         with self.changed:
-            self.changed.wait_for(lambda: self._woken or ticket.state is State.DONE, max(0, deadline - time.monotonic()))
+            self.changed.wait_for(
+                lambda: self._woken or ticket.state is State.DONE, max(0, deadline - time.monotonic())
+            )
             self._woken = False
             if ticket.state is not State.DONE:
                 ticket.state = State.WITHDRAWN
@@ -138,15 +137,20 @@ _KEPT = 5.0  # seconds a listener may lag behind
 
 def sweep(tx: Transaction, destination: int) -> None:
     """Forget listeners that died and messages that everybody had time to read; with no listener, all of them."""
-    tx.db.execute(
-        "DELETE FROM mq_owner WHERE grp = ? AND (until <= ? OR boot <> ?)", (-destination, tx.now, tx.boot)
-    )
+    tx.db.execute("DELETE FROM mq_owner WHERE grp = ? AND (until <= ? OR boot <> ?)", (-destination, tx.now, tx.boot))
     [(listeners,)] = tx.db.execute("SELECT count(*) FROM mq_owner WHERE grp = ?", (-destination,)).fetchall()
     tx.db.execute("UPDATE mq_destination SET keep = ? WHERE id = ?", (listeners, destination))
     tx.db.execute(
         "DELETE FROM mq_message WHERE id > ? AND id < ? AND (published < ? OR NOT ?)",
         (destination << SHIFT, (destination + 1) << SHIFT, tx.now - _KEPT, listeners),
     )
+
+
+def sweep_sometimes(tx: Transaction, destination: int) -> None:
+    """Once a second, by who publishes: no listener may be left to do it."""
+    if tx.now - tx.swept.get(destination, 0.0) > 1.0:
+        tx.swept[destination] = tx.now
+        sweep(tx, destination)
 
 
 def _last(db: sqlite3.Connection, destination: int) -> int:

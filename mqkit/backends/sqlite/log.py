@@ -7,6 +7,7 @@ import sqlite3
 from typing import Any, NamedTuple
 
 from mqkit.backends.base import Address
+from mqkit.backends.sqlite import retention
 from mqkit.backends.sqlite.schema import READY
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import NotFound
@@ -23,6 +24,7 @@ class Route(NamedTuple):
     destination: int
     group: int | None
     kept: bool  # somebody reads it, or it is retained
+    retained: bool = False
 
 
 def destination_name(address: Address) -> str:
@@ -40,16 +42,17 @@ def group_name(address: Address) -> str:
 def find_route(db: sqlite3.Connection | sqlite3.Cursor, address: Address) -> Route:
     """Raises `NotFound`."""
     row = db.execute(
-        "SELECT id, keep > 0 OR retain > 0 FROM mq_destination WHERE name = ?", (destination_name(address),)
+        "SELECT id, keep > 0, retain > 0 FROM mq_destination WHERE name = ?", (destination_name(address),)
     ).fetchone()
+    group = None
     if row and group_name(address):
         group = db.execute(
             "SELECT id FROM mq_group WHERE destination = ? AND name = ?", (row[0], address.group)
         ).fetchone()
-        row = group and (row[0], row[1], group[0])
-    if not row:
+    if row is None or (group is None and group_name(address)):
         raise NotFound(f"{address} does not exist in this file; declare it first")
-    return Route(row[0], row[2] if len(row) == 3 else None, bool(row[1]))
+    destination, kept, retained = row
+    return Route(destination, group and group[0], bool(kept or retained), bool(retained))
 
 
 class Appender:
@@ -80,6 +83,8 @@ class Appender:
         for address, parcel in self._parcels.items():
             route = self._routes[address]
             append(self._db, route, parcel, self._now)
+            if route.retained:  # there may be no consumer to do it
+                retention.compact(self._db, route.destination, self._now, limit=2 * parcel.count + 10)
             self.touched.add(route.destination)
         self._parcels.clear()
 

@@ -41,7 +41,9 @@ class SqliteOptions:
 def file_path(url: Url) -> str:
     """The absolute path with links resolved, so that two names of one file meet. Raises `ConfigError`."""
     if url.host or url.username or url.port is not None:
-        raise ConfigError("a sqlite URL names a file: sqlite:///relative.db or sqlite:////absolute.db (count the slashes)")
+        raise ConfigError(
+            "a sqlite URL names a file: sqlite:///relative.db or sqlite:////absolute.db (count the slashes)"
+        )
     name = url.path.removeprefix("/")
     if name in ("", ":memory:"):
         raise ConfigError("a sqlite URL needs a file, such as sqlite:///app.db; for a broker in memory use memory://")

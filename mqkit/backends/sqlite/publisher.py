@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mqkit.backends.base import Address, Outcome, Outgoing
 from mqkit.backends.sqlite.committer import Committer, Ticket, Transaction, release
 from mqkit.backends.sqlite.errors import publish_error
+from mqkit.backends.sqlite.listener import sweep_sometimes
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import MqkitError, NotFound, PublishFailed, PublishUnknown
 
@@ -30,6 +31,8 @@ class _Batch(Ticket):
         self._refused.clear()
         for address, parcel in self._parcels.items():
             try:
+                if address.kind == "broadcast":
+                    sweep_sometimes(tx, tx.appender.route(address).destination)
                 tx.appender.add(address, parcel)
             except NotFound as exc:
                 self._refused[address] = exc

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from mqkit.backends.base import Address, Done, Outgoing, Received, Release, Settlement, Turn
+from mqkit.backends.base import Address, Outgoing, Received, Release, Settlement, Turn
 from mqkit.backends.sqlite import keys, leases, retention, wire
 from mqkit.backends.sqlite.committer import PATIENCE, Claimant, Committer, State, Transaction, release
 from mqkit.backends.sqlite.leases import Claim, Source
@@ -24,8 +24,10 @@ class _Round(Claimant):
         super().__init__(receiver.changed, weight=max(1, len(settlements)) + room // 2)
         self.destination = receiver.source.destination
         self.settlements = settlements
-        self.owner = receiver.owner
+        self.owner = receiver.owner  # as of the last commit
         self.renewed_at = 0.0
+        self._owner = receiver.owner  # as of the transaction that runs
+        self._renewed_in: Transaction | None = None
         self.void = False  # the owner row was gone: nothing of what was in hand is ours
         self.refused: list[tuple[Received, MqkitError]] = []
         self.claimed = Claim()
@@ -40,13 +42,11 @@ class _Round(Claimant):
             return True
         prospect = leases.look(db, self._source, self.owner, now, self._boot)
         if prospect is None:
-            raise self._missing()
+            return True  # `claim` says so
         self.again_at = prospect.next_time()
         return prospect.promises(now)
 
     def write(self, tx: Transaction) -> None:
-        if self.state is not State.RUNNING:
-            return
         self._renew(tx)
         if not self.settlements:
             return
@@ -59,23 +59,40 @@ class _Round(Claimant):
     def claim(self, tx: Transaction) -> bool:
         if not self._room:
             return True
-        prospect = leases.look(tx.db, self._source, self.owner, tx.now, self._boot)
+        if self._renewed_in is not tx:
+            self._renew(tx)
+        prospect = leases.look(tx.db, self._source, self._owner, tx.now, self._boot)
         if prospect is None:
-            raise self._missing()
+            self.failure = NotFound(f"{self._address} was deleted while in use; declare it again")
+            return True
         self.again_at = prospect.next_time()
         if prospect.promises(tx.now):
-            if not self.owner:
-                self._renew(tx)
-            self.claimed = leases.claim(tx.db, self._source, self.owner, tx.now, self._boot, self._room, prospect)
+            self.claimed = leases.claim(tx.db, self._source, self._owner, tx.now, self._boot, self._room, prospect)
         return bool(self.claimed)
 
+    def begin(self) -> bool:
+        self._owner = self.owner
+        return super().begin()
+
+    def finish(self, error: MqkitError | None = None) -> None:
+        if error is None:
+            self.owner = self._owner
+        else:
+            self.claimed = Claim()
+        super().finish(error)
+
+    def wait_for_messages(self) -> bool:
+        self.owner = self._owner
+        return super().wait_for_messages()
+
     def _renew(self, tx: Transaction) -> None:
-        until = tx.now + self._lease
+        self._renewed_in = tx
         self.renewed_at = time.monotonic()
-        if self.owner and leases.renew(tx.db, self.owner, until):
+        until = tx.now + self._lease
+        if self._owner and leases.renew(tx.db, self._owner, until):
             return
-        self.void = self.void or bool(self.owner)
-        self.owner = leases.new_owner(tx.db, self._source.group, until, self._boot)
+        self.void = self.void or bool(self._owner)
+        self._owner = leases.new_owner(tx.db, self._source.group, until, self._boot)
 
     def _settle(self, tx: Transaction) -> None:
         source, done, released = self._source, [], []
@@ -95,9 +112,9 @@ class _Round(Claimant):
                     copies[delivery.native] = each.copies
         ours: set[int] = set()
         if done:
-            ours |= leases.settle(tx.db, source, self.owner, done)
+            ours |= leases.settle(tx.db, source, self._owner, done)
         if released:
-            ours |= leases.release(tx.db, source, self.owner, released, tx.now)
+            ours |= leases.release(tx.db, source, self._owner, released, tx.now)
         if released or source.ordered:
             tx.touch(source.destination)
         if source.ordered:
@@ -113,10 +130,9 @@ class _Round(Claimant):
             self.refused += [(delivery, self._lost()) for id, delivery in asked.items() if id not in ours]
 
     def _lost(self) -> LeaseLost:
-        return LeaseLost(f"{self._address}: the delivery belongs to another consumer by now; the settlement has no effect")
-
-    def _missing(self) -> NotFound:
-        return NotFound(f"{self._address} was deleted while in use; declare it again")
+        return LeaseLost(
+            f"{self._address}: the delivery belongs to another consumer by now; the settlement has no effect"
+        )
 
 
 class SqliteReceiver:
@@ -134,6 +150,7 @@ class SqliteReceiver:
         self._db = self._file.reader()
         self._staged: list[Settlement] = []
         self._held: dict[object, Received] = {}
+        self._revoked: list[Received] = []
         self._refused: list[tuple[Received, MqkitError]] = []
         self._renewed_at = 0.0
         self._woken = False
@@ -150,16 +167,12 @@ class SqliteReceiver:
 
     def receive(self, room: int, timeout: float) -> Turn:
         deadline = time.monotonic() + timeout
-        refused, self._refused = self._refused, []
-        deliveries: Sequence[Received] = ()
-        revoked: Sequence[Received] = ()
         while True:
-            took, gone, void = self._round(room, deadline, impatient=bool(refused))
-            deliveries = took
-            refused += void
-            revoked = gone
-            if deliveries or revoked or refused or self._take_wake() or time.monotonic() >= deadline:
-                return Turn(deliveries, revoked, refused or ())
+            deliveries = self._round(room, deadline)
+            if deliveries or self._revoked or self._refused or self._take_wake() or time.monotonic() >= deadline:
+                revoked, self._revoked = self._revoked, []
+                refused, self._refused = self._refused, []
+                return Turn(deliveries, revoked, refused)
 
     def isolate(self, delivery: Received) -> None:
         owner, id = self.owner, delivery.native
@@ -189,67 +202,72 @@ class SqliteReceiver:
             self._file.release(self._db)
             release(self._committer)
 
-    def _round(
-        self, room: int, deadline: float, *, impatient: bool
-    ) -> tuple[Sequence[Received], Sequence[Received], list[tuple[Received, MqkitError]]]:
-        """One ticket, and what it brought: deliveries, revoked ones, refused settlements."""
+    def _round(self, room: int, deadline: float) -> Sequence[Received]:
+        """One ticket, and what it brought; what it revoked and refused is noted."""
         third = self.lease / 3
         if not room and not self._staged and not (self._held and time.monotonic() - self._renewed_at > third):
-            with self.changed:
-                until = min(deadline, self._renewed_at + third) if self._held else deadline
-                self.changed.wait_for(lambda: self._woken, max(0.0, until - time.monotonic()))
-            return (), (), []
+            self._pause(min(deadline, self._renewed_at + third) if self._held else deadline)
+            return ()
         ticket = _Round(self, tuple(self._staged), room)
         self._committer.submit(ticket)
-        self._await(ticket, deadline, impatient=impatient)
-        if isinstance(ticket.error, PublishUnknown):  # nobody knows which settlements hold
+        self._await(ticket, deadline)
+        if ticket.written:
+            self._carried_out(ticket)
+        if isinstance(ticket.error, PublishUnknown):  # a broken COMMIT: nobody knows which settlements hold
             self._staged.clear()
             self._held.clear()
             raise Lost(str(ticket.error)) from ticket.error
         if ticket.error is not None:
             raise ticket.error
-        return self._carried_out(ticket)
+        if not ticket.claimed:
+            return ()
+        deliveries = self._fetch(ticket.claimed)
+        self._held.update((delivery.handle, delivery) for delivery in deliveries)
+        return deliveries
 
-    def _await(self, ticket: _Round, deadline: float, *, impatient: bool) -> None:
+    def _pause(self, until: float) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self._woken, max(0.0, until - time.monotonic()))
+
+    def _await(self, ticket: _Round, deadline: float) -> None:
         """Until it has messages, or has written what it had to and there is a reason to come back without."""
-        renew_at = time.monotonic() + self.lease / 3 if self._held else float("inf")
+        if self._held:
+            deadline = min(deadline, time.monotonic() + self.lease / 3)
         give_up = time.monotonic() + PATIENCE
+        impatient = bool(self._refused or self._revoked)
         with self.changed:
             while ticket.state is not State.DONE:
                 now = time.monotonic()
                 if ticket.state is State.WAITING:
-                    if impatient or self._woken or ticket.refused or ticket.void or now >= min(deadline, renew_at):
+                    if impatient or self._woken or ticket.refused or ticket.void or now >= deadline:
                         ticket.state = State.WITHDRAWN
                         return
-                    self.changed.wait(min(deadline, renew_at) - now)
-                elif now >= give_up:
+                    self.changed.wait(deadline - now)
+                elif now < give_up:
+                    self.changed.wait(give_up - now)
+                elif ticket.state is State.RUNNING:
+                    raise Lost(f"SQLite file {self._file.path} does not finish a transaction; its outcome is unknown")
+                else:
                     ticket.state = State.WITHDRAWN
                     raise Unavailable(f"SQLite file {self._file.path} was not free to write; nothing was carried out")
-                else:
-                    self.changed.wait(give_up - now)
 
-    def _carried_out(
-        self, ticket: _Round
-    ) -> tuple[Sequence[Received], Sequence[Received], list[tuple[Received, MqkitError]]]:
-        revoked: Sequence[Received] = ()
+    def _carried_out(self, ticket: _Round) -> None:
+        """Its settlements are committed, whatever became of its claim."""
         if ticket.void:
-            revoked = list(self._held.values())
+            self._revoked += self._held.values()
             self._held.clear()
         for delivery, error in ticket.refused:
             if not isinstance(error, LeaseLost):  # a copy failed: the delivery stays in hand
                 self._held[delivery.handle] = delivery
+        self._refused += ticket.refused
         self._staged.clear()
         self.owner = ticket.owner
-        if ticket.renewed_at:
-            self._renewed_at = ticket.renewed_at
-        deliveries = self._fetch(ticket.claimed) if ticket.claimed else ()
-        self._held.update((delivery.handle, delivery) for delivery in deliveries)
-        return deliveries, revoked, ticket.refused
+        self._renewed_at = max(self._renewed_at, ticket.renewed_at)
 
     def _fetch(self, claim: Claim) -> list[Received]:
         """The claimed messages, read outside the transaction: their leases keep them."""
         db, owner, address = self._db, self.owner, self.address
-        deliveries = []
+        deliveries: list[Received] = []
         try:
             if claim.side:
                 rows = _read(db, [counts[0] for counts in claim.side])

@@ -11,7 +11,9 @@ _UNNAMED = """NOT EXISTS (SELECT 1 FROM mq_side s WHERE s.id = mq_message.id
                 JOIN mq_group g ON g.id = o.grp WHERE g.destination = ?1)"""
 
 
-def compact(db: sqlite3.Connection, destination: int, now: float, limit: int, settled: Iterable[int] = ()) -> int:
+def compact(
+    db: sqlite3.Connection | sqlite3.Cursor, destination: int, now: float, limit: int, settled: Iterable[int] = ()
+) -> int:
     """
     Delete a small step of what nobody needs any more, and of `settled` what is below the mark; rows passed.
 
@@ -44,7 +46,7 @@ def compact(db: sqlite3.Connection, destination: int, now: float, limit: int, se
     return len(old)
 
 
-def sweep(db: sqlite3.Connection, destination: int, ids: Iterable[int]) -> None:
+def sweep(db: sqlite3.Connection | sqlite3.Cursor, destination: int, ids: Iterable[int]) -> None:
     """Delete those of `ids` that no group names any more."""
     db.execute(
         f"DELETE FROM mq_message WHERE id IN (SELECT value FROM json_each(?2)) AND {_UNNAMED}",

@@ -19,7 +19,7 @@ READY, DUE_LATER, BEHIND_KEY = 0, 1, 2  # states of a side row
 
 # mq_destination.keep    someone may read it: groups, or listeners of a broadcast; with none, and no retain, nothing is stored
 # mq_destination.low     everything up to here is gone, or named by a side or lease row
-# mq_group.ordered       NULL until somebody consumes or asks for order
+# mq_group.ordered       order="key", fixed when the group is declared
 # mq_group.base          `published` at declaration, corrected for what only others (or only this one) can see
 # mq_message.grp         NULL: every group, 0: whoever has a side row for it, else this group alone
 # mq_lease               attempt NULL: as the envelope says; deliveries NULL: the first one
@@ -32,7 +32,7 @@ STEPS: dict[int, tuple[str, ...]] = {
              retain REAL NOT NULL DEFAULT 0, keep INTEGER NOT NULL DEFAULT 0, last INTEGER NOT NULL DEFAULT 0,
              published INTEGER NOT NULL DEFAULT 0, low INTEGER NOT NULL DEFAULT 0)""",
         """CREATE TABLE mq_group(id INTEGER PRIMARY KEY AUTOINCREMENT, destination INTEGER NOT NULL, name TEXT NOT NULL,
-             ordered INTEGER, cursor INTEGER NOT NULL, base INTEGER NOT NULL, settled INTEGER NOT NULL DEFAULT 0,
+             ordered INTEGER NOT NULL, cursor INTEGER NOT NULL, base INTEGER NOT NULL, settled INTEGER NOT NULL DEFAULT 0,
              UNIQUE(destination, name))""",
         """CREATE TABLE mq_message(id INTEGER PRIMARY KEY, grp INTEGER, priority INTEGER NOT NULL DEFAULT 0,
              published REAL NOT NULL, expires REAL, key TEXT, message_id TEXT NOT NULL, envelope BLOB NOT NULL,
