@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from collections.abc import Callable
 
 from mqkit import Bus, Delivery, Queue, Retry, fixed
@@ -17,6 +18,9 @@ from mqkit import Bus, Delivery, Queue, Retry, fixed
 numbers = Queue("numbers", int)
 copies = Queue("copies", int)
 keyed = Queue("keyed", dict, key=lambda event: event["key"])
+
+
+WORK = 0.002  # seconds a handler is at work, so that kills meet handlers that run
 
 
 class Journal:
@@ -30,6 +34,7 @@ class Journal:
 def count(bus: Bus, journal: Journal) -> None:
     @bus.on(numbers, concurrency=4)
     def handle(number: int, delivery: Delivery[int]) -> None:
+        time.sleep(WORK)
         journal.write(number, delivery.attempt, delivery.deliveries)
 
 
@@ -37,6 +42,7 @@ def copy(bus: Bus, journal: Journal) -> None:
     @bus.on(numbers, concurrency=4, promise="exactly_once")
     def handle(number: int, delivery: Delivery[int]) -> None:
         delivery.publish(copies, number)
+        time.sleep(WORK)
 
 
 def ordered(bus: Bus, journal: Journal) -> None:

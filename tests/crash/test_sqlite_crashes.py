@@ -75,19 +75,23 @@ def left(bus: Bus, *queues: Queue) -> int:
         admin.close()
 
 
-def killing_until_drained(
-    consumers: Consumers, drained: Callable[[], bool], *, kills: int, every: float, within: float
-) -> int:
-    """Kill a random process now and then until nothing is left; how many were killed."""
+def kill_until_drained(
+    consumers: Consumers, waiting: Callable[[], int], *, total: int, kills: int, within: float
+) -> None:
+    """Kill a random process at `kills` random points of the work, then wait until nothing is left."""
     chance = random.Random(7)
-    done, deadline = 0, time.monotonic() + within
-    while not drained() or done < kills:
-        assert time.monotonic() < deadline, f"not drained within {within} s, after {done} kills"
-        consumers.watch(every * chance.random() * 2)
-        if done < kills:
+    points = sorted((chance.randrange(total // 20, total) for _ in range(kills)), reverse=True)
+    deadline = time.monotonic() + within
+    while (rest := waiting()) or points:
+        assert time.monotonic() < deadline, f"{rest} messages left after {within} s, {len(points)} kills to come"
+        assert rest or not points, (
+            f"drained before the last {len(points)} kills: the work is too quick to prove anything"
+        )
+        if points and rest <= points[0]:
+            points.pop(0)
             consumers.kill_one(chance)
-            done += 1
-    return done
+        else:
+            consumers.watch(0.005)
 
 
 def publish(bus: Bus, queue: Queue, payloads: list) -> None:
@@ -109,7 +113,7 @@ def test_twenty_kills_lose_nothing_invent_nothing_and_mark_every_duplicate(url: 
     publish(bus, programs.numbers, list(range(TOTAL)))
 
     with consuming("count", url, log, 4) as consumers:
-        killing_until_drained(consumers, lambda: left(bus, programs.numbers) == 0, kills=KILLS, every=0.3, within=300)
+        kill_until_drained(consumers, lambda: left(bus, programs.numbers), total=TOTAL, kills=KILLS, within=300)
 
     handled = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     times = Counter(number for number, _, _ in handled)
@@ -124,7 +128,7 @@ def test_exactly_once_into_a_second_queue_under_twenty_kills(url: str, tmp_path:
     publish(bus, programs.numbers, list(range(TOTAL)))
 
     with consuming("copy", url, tmp_path / "log", 4) as consumers:
-        killing_until_drained(consumers, lambda: left(bus, programs.numbers) == 0, kills=KILLS, every=0.3, within=300)
+        kill_until_drained(consumers, lambda: left(bus, programs.numbers), total=TOTAL, kills=KILLS, within=300)
 
     arrived: Counter[int] = Counter()
     with bus.subscription(programs.copies, prefetch=1000) as messages:
@@ -142,7 +146,7 @@ def test_keys_stay_in_order_over_three_processes_failures_and_ten_kills(url: str
     )
 
     with consuming("ordered", url, log, 3) as consumers:
-        killing_until_drained(consumers, lambda: left(bus, programs.keyed) == 0, kills=10, every=0.4, within=300)
+        kill_until_drained(consumers, lambda: left(bus, programs.keyed), total=keys * each, kills=10, within=300)
 
     first_seen: dict[str, list[int]] = defaultdict(list)
     for line in log.read_text().splitlines():

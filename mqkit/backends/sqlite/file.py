@@ -16,8 +16,23 @@ from mqkit.backends.sqlite.write_lock import WriteLock
 from mqkit.errors import Closed, ConfigError, MqkitError, StoreDamaged
 
 NETWORK_TYPES = frozenset(
-    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "gpfs", "lustre", "ncpfs")
-    + ("fuse.glusterfs", "fuse.s3fs", "fuse.sshfs")
+    (
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.sshfs",
+    )
 )
 WAL_WARNING = 64 << 20
 _PRAGMAS = (
