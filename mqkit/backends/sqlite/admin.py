@@ -123,7 +123,12 @@ class SqliteAdmin:
             f"""SELECT {wire.MESSAGE}, s.attempt, s.deliveries, s.lost, s.solo, s.since FROM mq_message m
                 LEFT JOIN mq_side s ON s.grp = ?1 AND s.id = m.id
                 WHERE m.id > ?2 AND m.id < ?3 AND {_WAITING} ORDER BY m.id LIMIT ?4""",
-            (source.group, max(start, source.destination << SHIFT), (source.destination + 1) << SHIFT, limit),
+            (
+                source.group,
+                max(start, source.destination << SHIFT),
+                (source.destination + 1) << SHIFT,
+                limit * (start >= 0),
+            ),
         ).fetchall()
         found = [_browsed(row, address) for row in rows]
         if len(rows) < limit:  # after the log: what is not yet published, by negative place

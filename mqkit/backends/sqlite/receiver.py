@@ -121,8 +121,8 @@ class _Round(Claimant):
             keys.resolve(tx.db, source.group)
         if source.topic:
             retention.compact(tx.db, source.destination, tx.now, _COMPACTED_AT_ONCE, settled=done)
-        for id in copies.keys() & ours:
-            for copy in copies[id]:
+        for id, given in copies.items():
+            for copy in given if id in ours else ():
                 parcel = Parcel()
                 parcel.add(copy)
                 tx.appender.add(copy.address, parcel)

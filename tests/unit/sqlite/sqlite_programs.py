@@ -1,0 +1,105 @@
+"""What the processes of the tests run; each is started by spawn."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from sqlite_station import QUEUE, Station, message, take
+
+from mqkit.backends.base import Address, Declaration, Done, Received, Release, Settlement
+
+RESULTS = Address("queue", "results")
+
+
+def judge(deliveries: list[Received], failures: float, ordered: bool, chance: random.Random) -> list[Settlement]:
+    """Move each message to the results, or fail it; with a failed one the rest of its key goes back too."""
+    verdicts: list[Settlement] = []
+    failed: set[str | None] = set()
+    for each in deliveries:
+        if ordered and each.key in failed:
+            verdicts.append(Release(each))
+        elif chance.random() < failures:
+            failed.add(each.key)
+            verdicts.append(Release(each, after=chance.random() * 0.02, attempt=each.attempt + 1, since=1.0))
+        else:
+            copy = message(RESULTS, each.id, key=each.key, body=b"%d" % each.attempt)
+            verdicts.append(Done(each, [copy]))
+    return verdicts
+
+
+def consume(path: str, source: Declaration, failures: float, seed: int, options: dict[str, Any]) -> None:
+    """Until it is killed."""
+    station = Station(path, **options)
+    receiver = station.backend.receiver(source, 50)
+    chance = random.Random(seed)
+    while True:
+        turn = receiver.receive(chance.randint(1, 50), 1.0)
+        receiver.settle(judge(list(turn.deliveries), failures, source.order == "key", chance))
+
+
+def hold(path: str, source: Declaration, count: int, holding: Event, options: dict[str, Any]) -> None:
+    """Take messages and never say a word about them."""
+    station = Station(path, **options)
+    receiver = station.backend.receiver(source, count)
+    if len(take(receiver, count)) == count:
+        holding.set()
+    while True:
+        receiver.receive(0, 10.0)
+
+
+def hold_alone(path: str, source: Declaration, holding: Event, options: dict[str, Any]) -> None:
+    """Take one message, say that it runs alone, and hang."""
+    station = Station(path, **options)
+    receiver = station.backend.receiver(source, 1)
+    [delivery] = take(receiver, 1)
+    receiver.isolate(delivery)
+    holding.set()
+    while True:
+        receiver.receive(0, 10.0)
+
+
+def open_and_publish(path: str, number: int, start: Event) -> None:
+    """As one of many that meet a file nobody has opened before."""
+    start.wait(30.0)
+    station = Station(path)
+    station.declare(QUEUE)
+    station.publish(QUEUE, *(f"{number}-{each}" for each in range(20)))
+    station.close()
+
+
+def publish_when_told(path: str, tell: Any, answers: Any) -> None:
+    """Publish one message per request and answer with the time its publish began."""
+    station = Station(path)
+    station.declare(QUEUE)
+    answers.put(0.0)
+    while (id := tell.get()) is not None:
+        begun = time.monotonic()
+        station.publish(QUEUE, id)
+        answers.put(begun)
+    station.close()
+
+
+def keep_locked(path: str, locked: Event, release: Event) -> None:
+    """A foreign program that knows nothing of turns."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    locked.set()
+    release.wait(60.0)
+    db.execute("ROLLBACK")
+
+
+def publish_until_killed(path: str, seen: str) -> None:
+    """Note each id in a file of its own once its publish has returned."""
+    station = Station(path)
+    station.declare(QUEUE)
+    with Path(seen).open("a", buffering=1) as notes:
+        for number in range(1_000_000):
+            id = f"{os.getpid()}-{number}"
+            station.publish(QUEUE, id)
+            notes.write(f"{id}\n")

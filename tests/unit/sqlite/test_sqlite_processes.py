@@ -1,0 +1,248 @@
+"""Several processes on one file, and what is left when they are killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlite_programs
+from sqlite_programs import RESULTS
+from sqlite_station import KEYED, QUEUE, Station, done, ids, message, take
+
+from mqkit.backends.base import Declaration, Done
+from mqkit.errors import LeaseLost
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., BaseProcess]]:
+    """Start a program of `sqlite_programs`; it is killed at the end of the test."""
+    started: list[BaseProcess] = []
+
+    def start_one(program: Callable[..., None], *args: Any) -> BaseProcess:
+        process = SPAWN.Process(target=program, args=args)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def test_what_a_killed_process_held_comes_back_as_lost(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station(lease=0.5)
+    source = station.declare(QUEUE)
+    station.publish(QUEUE, "a", "b", "c")
+    holding = SPAWN.Event()
+    holder = start(sqlite_programs.hold, str(path), source, 3, holding, {"lease": 0.5})
+    assert holding.wait(20.0)
+    receiver = station.receiver(QUEUE)
+    assert take(receiver, 1, timeout=1.0) == []  # its holder lives and is served
+
+    holder.kill()
+    got = take(receiver, 3)
+
+    assert [(each.id, each.attempt, each.deliveries, each.lost, each.solo) for each in got] == [
+        ("a", 1, 2, 1, 0),
+        ("b", 1, 2, 1, 0),
+        ("c", 1, 2, 1, 0),
+    ]
+
+
+def test_dying_alone_is_counted_apart(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station(lease=0.5)
+    source = station.declare(QUEUE)
+    station.publish(QUEUE, "a")
+    holding = SPAWN.Event()
+    holder = start(sqlite_programs.hold_alone, str(path), source, holding, {"lease": 0.5})
+    assert holding.wait(20.0)
+
+    holder.kill()
+    [got] = take(station.receiver(QUEUE), 1)
+
+    assert (got.lost, got.solo, got.attempt) == (1, 1, 1)
+
+
+def test_a_sleeper_loses_what_somebody_else_took_over(open_station: Callable[..., Station], path: Path) -> None:
+    station, other = open_station(lease=0.3), open_station(lease=0.3)
+    sleeper = station.receiver(QUEUE)
+    station.publish(QUEUE, "a", "b")
+    a, b = take(sleeper, 2)
+    second = other.receiver(QUEUE)
+    taken = take(second, 2)
+    assert [each.lost for each in taken] == [1, 1]
+
+    sleeper.settle([Done(a, [message(QUEUE, "copy")])])
+    turn = sleeper.receive(5, 5.0)
+
+    assert [(each.id, type(error)) for each, error in turn.refused] == [("a", LeaseLost)]
+    assert list(turn.revoked) == [b]
+    done(second, taken)
+    assert station.depth(QUEUE) == (0, 0, 0)
+
+
+def test_a_sleeper_whom_nobody_missed_keeps_what_it_holds(open_station: Callable[..., Station]) -> None:
+    station = open_station(lease=0.3)
+    receiver = station.receiver(QUEUE)
+    station.publish(QUEUE, "a")
+    held = take(receiver, 1)
+    time.sleep(0.5)  # the process was stopped, say
+
+    done(receiver, held)
+
+    assert station.depth(QUEUE) == (0, 0, 0)
+
+
+def test_a_full_window_keeps_its_leases(open_station: Callable[..., Station]) -> None:
+    station = open_station(lease=0.4)
+    receiver, rival = station.receiver(QUEUE), station.receiver(QUEUE)
+    station.publish(QUEUE, "a")
+    held = take(receiver, 1)
+
+    deadline = time.monotonic() + 1.2
+    while time.monotonic() < deadline:
+        assert receiver.receive(0, 0.1).revoked in ((), [])
+        assert rival.receive(1, 0.0).deliveries == ()
+
+    done(receiver, held)
+
+
+def test_ten_processes_may_open_a_new_file_at_once(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    go = SPAWN.Event()
+    processes = [start(sqlite_programs.open_and_publish, str(path), number, go) for number in range(10)]
+
+    go.set()
+    for process in processes:
+        process.join(60.0)
+
+    assert [process.exitcode for process in processes] == [0] * 10
+    assert open_station().depth(QUEUE) == (200, 0, 0)
+
+
+def test_a_publish_reaches_another_idle_process_at_once(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station()
+    receiver = station.receiver(QUEUE)
+    tell, answers = SPAWN.Queue(), SPAWN.Queue()
+    start(sqlite_programs.publish_when_told, str(path), tell, answers)
+    answers.get(timeout=30.0)
+
+    waits = []
+    for number in range(30):
+        tell.put(f"m{number}")
+        [got] = receiver.receive(1, 10.0).deliveries
+        waits.append(time.monotonic() - answers.get(timeout=10.0))
+        done(receiver, [got])
+        receiver.receive(1, 0.03)  # idle for a while
+
+    assert statistics.median(waits) < 0.02
+
+
+def test_whatever_was_published_survives_the_publisher(
+    open_station: Callable[..., Station], path: Path, tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station()
+    receiver = station.receiver(QUEUE)
+    noted = tmp_path / "noted"
+    publishers = [start(sqlite_programs.publish_until_killed, str(path), str(noted)) for _ in range(2)]
+    got = ids(take(receiver, 200, timeout=30.0))
+
+    for publisher in publishers:
+        publisher.kill()
+        publisher.join()
+    while more := receiver.receive(1000, 0.5).deliveries:
+        got += ids(more)
+
+    assert len(got) == len(set(got))
+    promised = noted.read_text().splitlines()
+    assert len(promised) > 100
+    assert set(promised) <= set(got)
+
+
+def kill_consumers(
+    station: Station,
+    start: Callable[..., BaseProcess],
+    path: Path,
+    source: Declaration,
+    *,
+    failures: float,
+    kills: int,
+    count: int,
+) -> list[Any]:
+    """Four consumers move `count` messages to the results while now and then one dies; what arrived there."""
+    lease = {"lease": 0.5}
+    station.declare(RESULTS)
+    numbers = iter(range(1000))
+
+    def consumer() -> BaseProcess:
+        return start(sqlite_programs.consume, str(path), source, failures, next(numbers), lease)
+
+    chance = random.Random(7)
+    consumers = [consumer() for _ in range(4)]
+    for round_ in range(kills):
+        goal = count * (round_ + 1) // (kills + 2)
+        deadline = time.monotonic() + 30.0
+        while station.depth(RESULTS)[0] < goal and time.monotonic() < deadline:
+            time.sleep(0.02)
+        victim = chance.randrange(4)
+        os.kill(consumers[victim].pid or 0, signal.SIGKILL)
+        consumers[victim].join()
+        consumers[victim] = consumer()
+    results = station.receiver(RESULTS)
+    got = take(results, count, timeout=60.0)
+    got += results.receive(10, 1.0).deliveries
+    return got
+
+
+@pytest.mark.slow
+def test_killed_consumers_lose_nothing_and_invent_nothing(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station(lease=0.5)
+    source = station.declare(QUEUE)
+    names = [f"m{number}" for number in range(5000)]
+    station.publish(QUEUE, *names)
+
+    got = kill_consumers(station, start, path, source, failures=0.1, kills=8, count=5000)
+
+    assert sorted(ids(got)) == sorted(names)
+    assert station.depth(QUEUE) == (0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [20, 500])
+def test_killed_consumers_keep_the_order_of_every_key(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess], keys: int
+) -> None:
+    station = open_station(lease=0.5)
+    source = station.declare(KEYED, keyed=True, order="key")
+    messages = [message(KEYED, str(number), key=f"k{number % keys}") for number in range(5000)]
+    assert not any(station.outcomes(*messages).values())
+
+    got = kill_consumers(station, start, path, source, failures=0.1, kills=8, count=5000)
+
+    by_key: dict[str, list[int]] = {}
+    for each in got:
+        by_key.setdefault(each.key, []).append(int(each.id))
+    assert sorted(int(each.id) for each in got) == list(range(5000))
+    assert [key for key, numbers in by_key.items() if numbers != sorted(numbers)] == []
+    assert station.depth(KEYED) == (0, 0, 0)
