@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import random
 import threading
@@ -40,8 +39,7 @@ REASON_BYTES = 2000
 AttemptOutcome = Literal["done", "retry", "dead", "released", "skipped", "failed"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One attempt as a trace shows it. `at` is the backend's clock; `error` what was raised, or None."""
 
     message_id: str
@@ -53,8 +51,7 @@ class Attempt:
     error: BaseException | None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one consumer does, with every default filled in."""
 
     name: str
@@ -101,8 +98,7 @@ class _Confirmed(BaseException):
         self.error = error
 
 
-@dataclasses.dataclass(slots=True)
-class Counts:
+class Counts(msgspec.Struct):
     """What became of deliveries since the consumer started."""
 
     done: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import deque
 
@@ -20,6 +19,8 @@ class Spill:
     """
 
     def __init__(self) -> None:
+        import tempfile  # which brings five compression modules along, for the few who spill
+
         self._lock = threading.Lock()
         self._file = tempfile.TemporaryFile(prefix="mqkit-spill-")  # noqa: SIM115  lives as long as the pump
         self._waiting: deque[tuple[Ticket, int, int]] = deque()  # ticket, offset, length

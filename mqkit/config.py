@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +113,8 @@ def _bus_table(name: str, profile: str, folder: Path) -> tuple[dict[str, Any], s
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib  # read by the first bus that opens, not by `import mqkit`
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

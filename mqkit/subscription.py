@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import msgspec
+
 from mqkit._consume import ConsumePump, Settings, needs
 from mqkit._listen import Ear
 from mqkit._mailbox import Mailbox
@@ -203,7 +205,7 @@ class Subscription(Generic[T]):
             order=settings.declaration.order,
             start=settings.declaration.start,
         )
-        object.__setattr__(settings, "declaration", declaration)
+        settings = msgspec.structs.replace(settings, declaration=declaration)
         needs(settings, backend.capabilities, known_schemes())
         if self._source.declare:
             bus._topology_of().note_source(declaration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -13,6 +14,7 @@ from mqkit.backends.sqlite.committer import Claimant, Committer, State, Transact
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.log import find_route
 from mqkit.backends.sqlite.schema import SHIFT
+from mqkit.errors import MqkitError
 
 
 class _Watch(Claimant):
@@ -80,11 +82,10 @@ class SqliteListener:
         if self._closed:
             return
         self._closed = True
-        try:
+        with contextlib.suppress(MqkitError):  # else its lease runs out
             self._committer.run(self._leave)
-        finally:
-            self._file.release(self._db)
-            release(self._committer)
+        self._file.release(self._db)
+        release(self._committer)
 
     def _wait(self, deadline: float, *, watch: bool) -> None:
         deadline = min(deadline, self._renewed_at + self._lease / 3)

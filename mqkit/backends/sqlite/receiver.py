@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -194,13 +195,12 @@ class SqliteReceiver:
         if self._closed:
             return
         self._closed = True
-        try:
-            if self.owner:
-                owner, source = self.owner, self.source
+        owner, source = self.owner, self.source
+        if owner:
+            with contextlib.suppress(MqkitError):  # else its lease runs out
                 self._committer.run(lambda tx: _leave(tx, source, owner))
-        finally:
-            self._file.release(self._db)
-            release(self._committer)
+        self._file.release(self._db)
+        release(self._committer)
 
     def _round(self, room: int, deadline: float) -> Sequence[Received]:
         """One ticket, and what it brought; what it revoked and refused is noted."""

@@ -25,10 +25,10 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 12 MiB."""
+    """A file system of its own with 40 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"a file system can only be mounted by root: {mounted.stderr.decode().strip()}")
     yield folder
@@ -38,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_bytes(b"these are not the bytes you are looking for" * 100)
 
-    with pytest.raises(StoreDamaged, match="app.db is no SQLite database"):
+    with pytest.raises(StoreDamaged, match=r"app\.db is no SQLite database"):
         Station(path)
 
 
@@ -63,7 +63,7 @@ def test_a_broken_page_stops_publisher_and_receiver(open_station: Callable[..., 
             file.seek(page * 4096)
             file.write(b"\xff" * 4096)
 
-    with pytest.raises(StoreDamaged, match=r"app.db is corrupt.*restore"):
+    with pytest.raises(StoreDamaged, match=r"app\.db is corrupt.*restore"):
         station = open_station()
         take(station.receiver(QUEUE), 500)
 
@@ -129,14 +129,14 @@ def test_a_read_only_file_is_refused_at_open(path: Path) -> None:
 
 
 def test_a_full_disk_refuses_publishes_and_lets_consumers_drain_it(small_disk: Path) -> None:
-    station = Station(small_disk / "app.db", reserve=4 << 20)
+    station = Station(small_disk / "app.db", reserve=16 << 20)
     receiver = station.receiver(QUEUE)
-    (small_disk / "ballast").write_bytes(b"x" * (5 << 20))
+    (small_disk / "ballast").write_bytes(b"x" * (10 << 20))
     sent: list[str] = []
     refused: MqkitError | None = None
     while refused is None:
         names = [f"m{len(sent) + each}" for each in range(50)]
-        outcomes = station.outcomes(*(message(QUEUE, name, body=b"x" * 2000) for name in names))
+        outcomes = station.outcomes(*(message(QUEUE, name, body=b"x" * 20_000) for name in names))
         refused = outcomes[names[0]]
         sent += [name for name in names if outcomes[name] is None]
         time.sleep(0.3)  # free space is asked for once a second
