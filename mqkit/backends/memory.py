@@ -707,6 +707,11 @@ class MemoryAdmin:
         with self._broker.lock:
             self._broker.delete(address)
 
+    def parked(self) -> int:
+        """Messages that `describe` counts as ready and whose turn has not come: an earlier one of their key is not done."""
+        with self._broker.lock:
+            return sum(source.parked for source in self._broker.sources.values())
+
     def next_due(self) -> float | None:
         """For those who move a virtual clock."""
         return self._broker.earliest_due()

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from mqkit.backends.base import Address, Admin, Outgoing, Received
+from mqkit.destinations import Destination
 from mqkit.envelope import Dead
 from mqkit.errors import ConfigError
 from mqkit.message import DeadLetter, message_of
@@ -24,6 +25,10 @@ class Access(Protocol):
 
     def blocking(self, verb: str) -> None:
         """Raises `BlockingCall` on a thread whose loop runs."""
+        ...
+
+    def declare(self, *destinations: Destination[Any]) -> None:
+        """Makes sure that these exist."""
         ...
 
     def admin_of(self, address: Address) -> Admin:
@@ -95,6 +100,8 @@ class DeadLetters(Generic[T]):
         target = Address(to.kind, to.name) if to is not None else self._source
         if target.kind == "broadcast":
             raise ConfigError(f"replay(to={to!r}): a broadcast keeps nothing; choose a Queue or Topic")
+        if to is not None:
+            self._access.declare(to)
 
         def copy(received: Received) -> Sequence[Outgoing]:
             envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=None)

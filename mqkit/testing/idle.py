@@ -92,7 +92,9 @@ def _idle(bus: Bus, worker: Worker) -> bool:
         return not any(depth.ready or depth.inflight or depth.delayed for depth in depths) and not worker.busy
     forming = [consumer for consumer in worker.consumers if consumer.only_waits_for_its_batch]
     in_forming = sum(consumer.in_hand for consumer in forming)
-    if sum(depth.ready + depth.inflight for depth in depths) > in_forming or _working(worker):
+    # What is parked behind its key waits for a message that is counted itself, or for one that is not due.
+    parked = bus._opened_backend().admin().parked()  # type: ignore[attr-defined]
+    if sum(depth.ready + depth.inflight for depth in depths) - parked > in_forming or _working(worker):
         return False
     due = [moment for consumer in forming if (moment := consumer.next_due()) is not None]
     if (moment := bus._opened_backend().admin().next_due()) is not None:  # type: ignore[attr-defined]

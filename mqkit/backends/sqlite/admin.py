@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sqlite3
@@ -158,10 +159,8 @@ class SqliteAdmin:
     @_typed
     def delete(self, address: Address) -> None:
         for each in _related(self._db, address):
-            try:
+            with contextlib.suppress(NotFound):
                 self.purge(each)
-            except NotFound:
-                continue
         self._committer.run(lambda tx: _delete(tx, address))
 
     def close(self) -> None:
@@ -391,10 +390,11 @@ def _related(db: sqlite3.Connection, address: Address) -> list[Address]:
 
 def _delete(tx: Transaction, address: Address) -> None:
     for source in _related(tx.db, address):
-        if source.group and not source.dead:
-            _delete_group(tx, find_source(tx.db, source))
-        else:
+        if source.dead or not source.group:
             _delete_destination(tx, source)
+        else:
+            with contextlib.suppress(NotFound):
+                _delete_group(tx, find_source(tx.db, source))
     if address.kind == "topic" and not address.group:
         _delete_destination(tx, address)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from mqkit._clock import Clock
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Admin, Capabilities, Declaration, Outgoing, Publisher, Receiver
 from mqkit.backends.sqlite.admin import SqliteAdmin, open_source
-from mqkit.backends.sqlite.committer import acquire, release
+from mqkit.backends.sqlite.committer import Committer, acquire, release
 from mqkit.backends.sqlite.errors import InTransaction, translate
 from mqkit.backends.sqlite.file import WAL_WARNING, network_type, sqlite_has_wal_reset_defect
 from mqkit.backends.sqlite.listener import SqliteListener
@@ -37,6 +38,8 @@ class SqliteBackend:
             raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old; mqkit needs 3.35 or newer")
         self._options = parse_options(SqliteOptions, url)
         self._path = file_path(url)
+        self._lock = threading.Lock()
+        self._committer: Committer | None = None
         self.capabilities = Capabilities(
             name="sqlite",
             durable="yes",
@@ -78,7 +81,7 @@ class SqliteBackend:
         if not isinstance(native, SqliteTransaction):
             raise CapabilityMissing(f"sqlite publishes within a SqliteTransaction, not a {type(native).__name__}")
         connection: sqlite3.Connection = native.connection
-        committer = acquire(self._path, self._options)
+        committer = self._kept_open()
         try:
             if not connection.in_transaction:
                 raise InTransaction("the connection is not in a transaction; begin it with BEGIN IMMEDIATE")
@@ -92,8 +95,6 @@ class SqliteBackend:
             _append_all(Appender(db, committer.file.clock.now()), batch)
         except sqlite3.Error as exc:
             raise translate(exc, self._path) from exc
-        finally:
-            release(committer)
 
     def warnings(self) -> Iterable[str]:
         options, path = self._options, self._path
@@ -123,10 +124,20 @@ class SqliteBackend:
             )
 
     def close(self) -> None:
-        """Nothing is left once every publisher, receiver and admin was closed."""
+        with self._lock:
+            committer, self._committer = self._committer, None
+        if committer is not None:
+            release(committer)
 
     def after_fork(self) -> None:
-        """The guard of the file has marked it already; any use in this process is refused."""
+        """The file's own guard has marked it already: any use of it in this process is refused."""
+
+    def _kept_open(self) -> Committer:
+        """For publishes on the user's connection, which come one by one."""
+        with self._lock:
+            if self._committer is None:
+                self._committer = acquire(self._path, self._options)
+            return self._committer
 
 
 def _append_all(appender: Appender, batch: Sequence[Outgoing]) -> None:

@@ -113,7 +113,10 @@ class File:
 
     def has_room(self) -> bool:
         """Is there more free disk than the reserve, without which a full disk could not even be drained?"""
-        disk = os.statvfs(os.path.dirname(self.path))
+        try:
+            disk = os.statvfs(os.path.dirname(self.path))
+        except OSError:
+            return True  # whatever happened to the folder, `check` says it better
         return disk.f_bavail * disk.f_frsize >= self.options.reserve
 
     def wal_size(self) -> int:

@@ -15,7 +15,7 @@ from mqkit.backends.sqlite.leases import Claim, Source
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import LeaseLost, Lost, MqkitError, NotFound, PublishUnknown, Unavailable
 
-_COMPACTED_AT_ONCE = 1000
+_COMPACTED_AT_LEAST = 1000
 
 
 class _Round(Claimant):
@@ -66,10 +66,14 @@ class _Round(Claimant):
         if prospect is None:
             self.failure = NotFound(f"{self._address} was deleted while in use; declare it again")
             return True
-        self.again_at = prospect.next_time()
         if prospect.promises(tx.now):
             self.claimed = leases.claim(tx.db, self._source, self._owner, tx.now, self._boot, self._room, prospect)
-        return bool(self.claimed)
+            if self.claimed:
+                return True
+            prospect = leases.look(tx.db, self._source, self._owner, tx.now, self._boot) or prospect
+        # A claim stops after a while among messages of locked keys: then go on at once.
+        self.again_at = tx.now if prospect.promises(tx.now) else prospect.next_time()
+        return False
 
     def begin(self) -> bool:
         self._owner = self.owner
@@ -121,7 +125,7 @@ class _Round(Claimant):
         if source.ordered:
             keys.resolve(tx.db, source.group)
         if source.topic:
-            retention.compact(tx.db, source.destination, tx.now, _COMPACTED_AT_ONCE, settled=done)
+            retention.compact(tx.db, source.destination, tx.now, _COMPACTED_AT_LEAST + 2 * len(done), settled=done)
         for id, given in copies.items():
             for copy in given if id in ours else ():
                 parcel = Parcel()

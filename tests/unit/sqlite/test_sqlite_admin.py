@@ -165,6 +165,7 @@ def test_a_deleted_group_leaves_its_topic_to_the_others(station: Station) -> Non
     station.publish(TOPIC, "a")
 
     station.admin.delete(BILLING)
+    station.admin.delete(BILLING)
 
     assert [each.address for each in station.admin.describe()] == [AUDIT, AUDIT.dead_letters]
     done(audit, take(audit, 1))

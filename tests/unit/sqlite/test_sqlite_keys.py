@@ -106,6 +106,14 @@ def test_a_long_run_behind_a_head_keeps_its_order(station: Station) -> None:
     assert got == names[1:]
 
 
+def test_a_key_is_found_behind_thousands_of_a_locked_one(station: Station) -> None:
+    first, second = station.receiver(KEYED, **ORDERED), station.receiver(KEYED, **ORDERED)
+    publish(station, *(f"a{number}" for number in range(3500)), "b0")
+    take(first, 1)
+
+    assert ids(second.receive(1, 5.0).deliveries) == ["b0"]
+
+
 def test_a_delayed_message_takes_its_place_when_it_is_due(station: Station) -> None:
     receiver = station.receiver(KEYED, **ORDERED)
     station.publish(KEYED, "late", key="a", delay=0.1)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import sqlite_programs
 from sqlite_programs import RESULTS
 from sqlite_station import KEYED, QUEUE, Station, done, ids, message, take
 
-from mqkit.backends.base import Declaration, Done
+from mqkit.backends.base import Address, Declaration, Done
 from mqkit.errors import LeaseLost
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -226,6 +227,31 @@ def test_killed_consumers_lose_nothing_and_invent_nothing(
 
     assert sorted(ids(got)) == sorted(names)
     assert station.depth(QUEUE) == (0, 0, 0)
+
+
+@pytest.mark.slow
+def test_killed_consumers_of_one_group_leave_the_other_everything(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station(lease=0.5)
+    topic = Address("topic", "events")
+    audit = station.receiver(topic._replace(group="audit"))
+    source = station.declare(topic._replace(group="billing"))
+    names = [f"m{number}" for number in range(3000)]
+    station.publish(topic, *names)
+
+    got = kill_consumers(station, start, path, source, failures=0.1, kills=6, count=3000)
+
+    assert sorted(ids(got)) == sorted(names)
+    assert station.depth(source.address) == (0, 0, 0)
+    mine = take(audit, 3000)
+    assert ids(mine) == names
+    done(audit, mine)
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM mq_message WHERE message_id LIKE 'm%' AND grp IS NULL").fetchone() == (
+            len(got),  # the results, in the hands of this test
+        )
+    db.close()
 
 
 @pytest.mark.slow

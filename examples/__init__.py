@@ -1,0 +1,1 @@
+"""Applications over mqkit, each executed by the tests."""

@@ -1,0 +1,9 @@
+"""`python -m mqkit.cli` is `mqkit`."""
+
+from __future__ import annotations
+
+import sys
+
+from mqkit.cli import main
+
+sys.exit(main())
