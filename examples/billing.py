@@ -36,18 +36,18 @@ class Ledger:
         self.lines += self.pending
 
 
-def begin(ledger: Ledger) -> Iterator[Booking]:
-    """Resumed after the handler and before the message is settled; an error here would fail the attempt."""
-    ledger.pending = []
-    yield Booking(ledger)
-    ledger.commit()
-
-
 class Booking:
     """One delivery's transaction."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.book = ledger.book
+
+
+def begin(ledger: Ledger) -> Iterator[Booking]:
+    """Resumed after the handler and before the message is settled; an error here would fail the attempt."""
+    ledger.pending = []
+    yield Booking(ledger)
+    ledger.commit()
 
 
 handlers.provide(Ledger, Ledger, per="worker")

@@ -38,7 +38,7 @@ def forward(order: OrderPlaced, delivery: Delivery[OrderPlaced]) -> None:
     delivery.publish(placed, order, via=outbound)
 
 
-@outbound.on(placed, group="warehouse", batch=Batch(size=500, age=2.0))
+@outbound.on(placed, group="warehouse", batch=Batch(size=500, age=0.5))
 def sink(batch: list[Delivery[OrderPlaced]], warehouse: Warehouse) -> None:
     for index, error in warehouse.insert([delivery.payload for delivery in batch]).items():
         batch[index].fail(error)

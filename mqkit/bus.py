@@ -352,6 +352,9 @@ class Bus(Handlers):
             live = False
             reasons.append("publishing: its thread has died")
         for worker in list(self._workers):
+            if worker.starting:
+                ready = False
+                reasons.append("consuming: starting")
             for consumer in worker.consumers:
                 if consumer.state != "running":
                     ready = False

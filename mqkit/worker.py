@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mqkit")
 
 START = 10.0  # seconds a worker waits for its sources to open
+ECHO = 0.5  # seconds in which a second signal is the first one again, sent to the process and to its group
 EXTRA = 2.0  # seconds beyond grace for settling and closing
 
 
@@ -64,6 +65,7 @@ class Worker:
         self._stopped = False
         self._crews: list[tuple[ConsumePump, Crew]] = []
         self.consumers: list[ConsumePump] = []
+        self.starting = True  # not every source is open yet
 
     def start(self) -> None:
         """
@@ -74,14 +76,14 @@ class Worker:
         """
         bus = self._bus
         entries = self._chosen(bus._check())
-        bus.publish_pump.wait_connected(START)
-        loop = self._loop_for([registration for registration, *_ in entries])
+        bus._workers.append(self)
         try:
-            self._build(entries, loop)
-            bus._workers.append(self)
+            bus.publish_pump.wait_connected(START)
+            self._build(entries, self._loop_for([registration for registration, *_ in entries]))
             for consumer, crew in self._crews:
                 consumer.start(crew)
             self._wait_running()
+            self.starting = False
         except BaseException:
             self.stop(grace=0.0)
             raise
@@ -282,12 +284,16 @@ def run(*buses: Bus, only: Sequence[str | Destination[Any]] | None = None, grace
             "run() installs signal handlers and belongs to the main thread; use `with bus.worker():` elsewhere"
         )
     stop = threading.Event()
+    first = 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = time.monotonic()
+            stop.set()
+        elif time.monotonic() - first > ECHO:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     workers = [Worker(bus, only=only, grace=grace, loop=None) for bus in buses]

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 try:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich import progress as rich
 except ImportError:
-    RICH = False
-else:
-    RICH = True
+    rich = None  # type: ignore[assignment]
 
 Tell = Callable[[str, int], None]
 STEP = 5_000  # plain text: one line per so many
@@ -20,9 +18,9 @@ STEP = 5_000  # plain text: one line per so many
 @contextmanager
 def progress(total: int) -> Iterator[Tell]:
     """A function to be told what is being done and how much of `total` is reached."""
-    if RICH and sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns) as bar:
+    if rich is not None and sys.stdout.isatty():
+        columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+        with rich.Progress(*columns, rich.TimeElapsedColumn()) as bar:
             task = bar.add_task("starting", total=total)
             yield lambda doing, reached: bar.update(task, description=doing, completed=reached)
     else:

@@ -64,7 +64,7 @@ def faults(rows: Sequence[Row], found: Sequence[Order]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    cells = [HEAD]
+    cells: list[tuple[str, ...]] = [HEAD]
     for row in rows:
         numbers = (row.published, row.done, row.retried, row.dead, *row.discs)
         cells.append((row.service, *(f"{number:,}" for number in numbers), *map(dollars, row.cents)))

@@ -174,7 +174,8 @@ class Supervisor:
                 for child in self._children:
                     child.signal(signal.SIGKILL)
             for child in self._children:
-                if child.look() not in (None, _exit.OK):
+                # One that SIGTERM ends had not begun: a process that consumes handles the signal and ends with 0.
+                if child.look() not in (None, _exit.OK, -signal.SIGTERM):
                     worst = _exit.FAILED
             if late:
                 log.error("process.killed", extra={"after": f"{self._grace + EXTRA:g}"})

@@ -108,7 +108,7 @@ class DeadLetters(Generic[T]):
             message = Outgoing(target, received.id, received.body, received.key, received.headers, envelope)
             return [msgspec.structs.replace(message, priority=received.priority)]
 
-        return self._replace(ids, where, copy, rate, [target])
+        return self._replace(ids, where, copy, rate)
 
     def purge(self, ids: Iterable[str] | None = None, *, where: Filter | None = None) -> int:
         """Remove dead letters for good: these, those that `where` takes, or all. How many went."""
@@ -119,7 +119,7 @@ class DeadLetters(Generic[T]):
                 return admin.purge(self._address)
             finally:
                 admin.close()
-        return self._replace(ids, where, lambda _: (), None, [])
+        return self._replace(ids, where, lambda _: (), None)
 
     def _replace(
         self,
@@ -127,33 +127,34 @@ class DeadLetters(Generic[T]):
         where: Filter | None,
         copy: Callable[[Received], Sequence[Outgoing]],
         rate: float | None,
-        targets: Sequence[Address],
     ) -> int:
         wanted = None if ids is None else set([ids] if isinstance(ids, str) else ids)
-        size = PAGE if rate is None else 1
         done = 0
         admin = self._access.admin_of(self._source)
-        for target in targets:
-            if target != self._source:
-                self._access.admin_of(target).close()
         try:
-            chosen: dict[str, Sequence[Outgoing]] = {}
-            # What dies again while we replay is newer than this and waits for the next call.
-            for received in [*self._pages(admin)]:
-                if wanted is not None and received.id not in wanted:
-                    continue
-                if where is not None and not where(letter_of(received)):
-                    continue
-                chosen[received.id] = copy(received)
-                if len(chosen) >= size:
-                    done += admin.replace(self._address, chosen)
-                    chosen = {}
-                    if rate is not None:
-                        time.sleep(1 / rate)
-            if chosen:
-                done += admin.replace(self._address, chosen)
+            # What dies again while we replay comes behind what is there now, and waits for the next call.
+            left = sum(depth.ready + depth.delayed for depth in admin.describe() if depth.address == self._address)
+            after: str | None = None
+            while left > 0 and (page := admin.browse(self._address, limit=min(PAGE, left), after=after)):
+                left -= len(page)
+                chosen: dict[str, Sequence[Outgoing]] = {}
+                for received in page:
+                    if (wanted is None or received.id in wanted) and (where is None or where(letter_of(received))):
+                        chosen[received.id] = copy(received)
+                    else:
+                        after = received.id
+                done += self._carry_out(admin, chosen, rate)
         finally:
             admin.close()
+        return done
+
+    def _carry_out(self, admin: Admin, chosen: dict[str, Sequence[Outgoing]], rate: float | None) -> int:
+        if rate is None:
+            return admin.replace(self._address, chosen) if chosen else 0
+        done = 0
+        for id, copies in chosen.items():
+            done += admin.replace(self._address, {id: copies})
+            time.sleep(1 / rate)
         return done
 
     def _pages(self, admin: Admin) -> Iterator[Received]:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +15,6 @@ from examples.contracts import Email, OrderCancelled, OrderPlaced, emails, order
 from mqkit import Bus
 from mqkit.errors import ConfigError
 from mqkit.testing import VirtualClock, run_until_idle
-
-ROOT = Path(__file__).parents[2]
 
 
 class Bank:
@@ -93,24 +87,74 @@ def test_a_bank_that_is_away_is_asked_again_and_the_mail_is_sent_once():
 
 
 @pytest.fixture
-def brokers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, str]:
-    urls = f"sqlite:///{tmp_path}/in.db", f"sqlite:///{tmp_path}/out.db"
-    for name, url in zip(("MQKIT_INBOUND_URL", "MQKIT_OUTBOUND_URL"), urls, strict=True):
-        monkeypatch.setenv(name, url)
-    return urls
+def brokers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MQKIT_INBOUND_URL", "memory://inbound")
+    monkeypatch.setenv("MQKIT_OUTBOUND_URL", "memory://outbound")
+    yield
+    two_brokers.inbound.close()
+    two_brokers.outbound.close()
 
 
+@pytest.mark.usefixtures("brokers")
 def test_orders_cross_from_one_broker_to_another_and_only_the_bad_one_of_a_batch_dies():
-    inbound, outbound = Bus("memory://", clock=VirtualClock()), Bus("memory://", clock=VirtualClock())
     warehouse = two_brokers.Warehouse()
-    inbound.on(two_brokers.imports)(lambda order, delivery: None)
-    outbound.include(two_brokers.outbound)
-    outbound.provide(two_brokers.Warehouse, lambda: warehouse, per="worker")
+    two_brokers.outbound.provide(two_brokers.Warehouse, lambda: warehouse, per="worker")
     for cents in (1, -2, 3):
-        outbound.publish(two_brokers.placed, OrderPlaced(str(cents), "c", cents))
+        two_brokers.inbound.publish(two_brokers.imports, OrderPlaced(str(cents), "c", cents))
 
-    run_until_idle(outbound)
+    run_until_idle(two_brokers.inbound, two_brokers.outbound)
 
-    assert [order.cents for order in warehouse.rows] == [1, 3]
-    [dead] = outbound.dead_letters(two_brokers.placed, group="warehouse").list()
+    assert sorted(order.cents for order in warehouse.rows) == [1, 3]
+    [dead] = two_brokers.outbound.dead_letters(two_brokers.placed, group="warehouse").list()
     assert dead.reason == "order -2 costs -2 cents"
+
+
+class Server:
+    """As much of an ASGI server as an application needs: its lifespan and one request at a time."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def __aenter__(self) -> Server:
+        self.task = asyncio.create_task(web.app({"type": "lifespan"}, self.events.get, self.answers.put))
+        await self.events.put({"type": "lifespan.startup"})
+        assert (await self.answers.get())["type"] == "lifespan.startup.complete"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.events.put({"type": "lifespan.shutdown"})
+        assert (await self.answers.get())["type"] == "lifespan.shutdown.complete"
+        await self.task
+
+    async def post(self, value: object) -> tuple[int, str]:
+        body: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        await body.put({"type": "http.request", "body": json.dumps(value).encode(), "more_body": False})
+        await web.app({"type": "http"}, body.get, self.answers.put)
+        start, end = await self.answers.get(), await self.answers.get()
+        return start["status"], end["body"].decode()
+
+
+def test_a_request_is_answered_with_the_id_of_the_order_that_it_published(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MQKIT_URL", "memory://web")
+
+    async def serve() -> tuple[int, str]:
+        async with Server() as server:
+            return await server.post({"order": "1", "customer": "c", "cents": 500})
+
+    with Bus("memory://web") as bus, bus.subscription(orders, group="shipping") as messages:
+        status, id = asyncio.run(serve())
+        [delivery] = messages.receive(timeout=5.0)
+        assert (status, id, delivery.payload) == (202, delivery.id, OrderPlaced("1", "c", 500))
+        delivery.ack()
+
+
+def test_a_wrong_url_fails_when_the_application_starts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web, "bus", Bus("nosuch://host"))
+
+    async def start() -> None:
+        async with web.lifespan():
+            raise AssertionError("the application has started")
+
+    with pytest.raises(ConfigError, match="nosuch"):
+        asyncio.run(start())

@@ -57,8 +57,8 @@ def test_the_virtual_shop_ends_with_the_table_of_the_demo(found: Sequence[Order]
     assert table(rows) == TABLE
     assert faults(rows, found) == []
     assert demo.reasons(bus) == [
-        "44 refused by payment: manual review above 200 dollars",
         "7 refused by payment: free order needs approval",
+        "44 refused by payment: manual review above 200 dollars",
         "79 refused by stock: TooManyDiscs",
     ]
 
