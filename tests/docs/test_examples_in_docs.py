@@ -26,9 +26,8 @@ from pathlib import Path
 
 import pytest
 
-from mqkit import config
-
 ROOT = Path(__file__).parents[2]
+MQKIT = str(Path(sys.executable).with_name("mqkit"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOREIGN = {"docs/guides/cli.md"}  # shows commands on a broker that the reader has; tests/unit/cli is its test
 
@@ -69,11 +68,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where a page runs: empty, importable, with no settings of mqkit around."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in list(os.environ):
-        if name.startswith("MQKIT_"):
-            monkeypatch.delenv(name)
+    variables = dict(os.environ)
+    for name in [name for name in variables if name.startswith("MQKIT_")]:
+        del os.environ[name]
     before = set(sys.modules)
     yield tmp_path
+    os.environ.clear()
+    os.environ.update(variables)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(tmp_path)):
             del sys.modules[name]
@@ -90,7 +91,7 @@ def test_the_examples_of_a_page_run_in_order(page: Path, folder: Path, monkeypat
         if block.language == "python":
             run_python(block, page, module)
         elif block.language == "console":
-            run_console(block, page, folder)
+            run_console(block, page)
 
 
 def run_python(block: Block, page: Path, module: types.ModuleType) -> None:
@@ -113,23 +114,20 @@ def run_python(block: Block, page: Path, module: types.ModuleType) -> None:
         assert lines == expected, f"{page.name}:{block.line}"
 
 
-def run_console(block: Block, page: Path, folder: Path) -> None:
+def run_console(block: Block, page: Path) -> None:
     for command, shown in commands_of(block.text):
         words = shlex.split(command, comments=True)
         if words[0] == "export":
             name, _, value = words[1].partition("=")
-            os.environ[name] = value  # the folder fixture's monkeypatch removed it and restores it
+            os.environ[name] = value  # until the fixture restores it
             continue
         if words[0] not in ("mqkit", "python"):
             continue
-        start = [sys.executable, "-m", "mqkit.cli"] if words[0] == "mqkit" else [sys.executable]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+        command_line = [MQKIT if words[0] == "mqkit" else sys.executable, *words[1:]]
         if words[:2] == ["mqkit", "run"]:
-            output = run_worker([*start, *words[1:]], environment)
+            output = run_worker(command_line)
         else:
-            done = subprocess.run(
-                [*start, *words[1:]], env=environment, capture_output=True, text=True, timeout=60, check=False
-            )
+            done = subprocess.run(command_line, capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
             output = done.stdout
         assert_shown(shown, output, f"{page.name}: {command}")
@@ -149,15 +147,15 @@ def assert_shown(shown: list[str], output: str, where: str) -> None:
         assert any(re.fullmatch(pattern, one) for one in lines), f"{where}\nshown: {line}\nprinted:\n{output}"
 
 
-def run_worker(command: list[str], environment: dict[str, str]) -> str:
-    worker = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run_worker(command: list[str]) -> str:
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60
         quiet = 0
         while quiet < 3:
             assert time.monotonic() < deadline, "the worker is still busy"
             assert worker.poll() is None, f"the worker ended: {worker.stdout.read() if worker.stdout else ''}"
-            quiet = quiet + 1 if is_quiet(environment) else 0
+            quiet = quiet + 1 if is_quiet() else 0
         worker.send_signal(signal.SIGINT)
         output, _ = worker.communicate(timeout=30)
     finally:
@@ -167,15 +165,8 @@ def run_worker(command: list[str], environment: dict[str, str]) -> str:
     return output
 
 
-def is_quiet(environment: dict[str, str]) -> bool:
-    look = subprocess.run(
-        [sys.executable, "-m", "mqkit.cli", "stats", "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def is_quiet() -> bool:
+    look = subprocess.run([MQKIT, "stats", "--json"], capture_output=True, text=True, timeout=60, check=False)
     if look.returncode != 0:
         return False
     return not any(one["ready"] + one["inflight"] + one["delayed"] for one in json.loads(look.stdout)["sources"])
@@ -191,6 +182,3 @@ def test_every_page_is_in_the_navigation() -> None:
 
     assert missing == []
 
-
-def test_the_variable_of_the_default_bus_is_the_one_the_pages_name() -> None:
-    assert config.variable_of("default") == "MQKIT_URL"

@@ -16,6 +16,7 @@ from mqkit import (
     DeadLetter,
     Delivery,
     Handlers,
+    PublishFailed,
     PublishOptions,
     Queue,
     Reject,
