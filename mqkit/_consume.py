@@ -98,6 +98,14 @@ class _Confirmed(BaseException):
         self.error = error
 
 
+class _Ending(msgspec.Struct, frozen=True):
+    """How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one."""
+
+    copies: Sequence[tuple[Any, Outgoing]]
+    outcome: AttemptOutcome
+    error: BaseException | None
+
+
 class Counts(msgspec.Struct):
     """What became of deliveries since the consumer started."""
 
@@ -148,6 +156,7 @@ class ConsumePump:
         self._receiver: Receiver | None = None
         self._inflight: dict[Any, Delivery[Any]] = {}
         self._waiting: dict[Any, Delivery[Any]] = {}
+        self._endings: dict[Any, _Ending] = {}  # of deliveries whose copies are on their way elsewhere
         self._verdicts: deque[tuple[Delivery[Any], BaseException | None]] = deque()
         self._armed = False
         self._lanes = Lanes() if settings.ordered else None
@@ -527,29 +536,16 @@ class ConsumePump:
                 for via, message in delivery._staged or ():
                     (via or self._sender).publish_pump.send(message)
             return ()
-        error: BaseException | None = None
         if isinstance(outcome, _Confirmed):
-            error = outcome.error
-        elif outcome is None or isinstance(outcome, Ack):
-            if self._send_elsewhere(delivery):
-                return None
-        elif isinstance(outcome, INTERRUPTIONS):
+            return self._confirmed(delivery, outcome.error)
+        if outcome is None or isinstance(outcome, Ack):
+            return self._complete(delivery, _Ending(delivery._staged or (), "done", None))
+        if isinstance(outcome, INTERRUPTIONS):
             self._note(delivery, "released", outcome)
             return (Release(received, 0.0 if self._stopping.is_set() else COPY_RETRY),)
-        else:
-            return (self._failed(delivery, outcome),)
-        copies = [message for _, message in delivery._staged or ()]
-        if error is None and copies and self._topology.missing({copy.address for copy in copies}):
-            try:
-                self._topology.ensure(self._backend, [copy.address for copy in copies])
-            except MqkitError as exc:
-                error = exc
-        if error is not None:
-            return (self._copies_failed(delivery, error),)
-        self._note(delivery, "done", None)
-        return (Done(received, copies),)
+        return self._failed(delivery, outcome)
 
-    def _failed(self, delivery: Delivery[Any], error: BaseException) -> Settlement:
+    def _failed(self, delivery: Delivery[Any], error: BaseException) -> Sequence[Settlement] | None:
         received = delivery._received
         now = self._now()
         since = received.since if received.since is not None else now
@@ -558,20 +554,48 @@ class ConsumePump:
         )
         raised = None if isinstance(error, Verdict) else error
         if isinstance(verdict, Reject):
-            self._note(delivery, "dead", raised)
             log.warning("message.rejected", extra={**self._where_from(delivery), "reason": verdict.reason})
-            return Done(received, [self._dead_letter(delivery, verdict.reason, raised, now)])
+            letter = self._dead_letter(delivery, verdict.reason, raised, now)
+            return self._complete(delivery, _Ending(((None, letter),), "dead", raised))
         after: float = getattr(verdict, "after", 0.0)
         self._note(delivery, "retry", raised)
-        return Release(received, after, received.attempt + 1, since)
+        return (Release(received, after, received.attempt + 1, since),)
 
-    def _copies_failed(self, delivery: Delivery[Any], error: BaseException) -> Settlement:
-        """Staged messages could not be sent. Not the handler's fault if sending may succeed later."""
-        if isinstance(error, MqkitError) and error.retryable:
-            log.warning("copies.delayed", extra={**self._where_from(delivery), "error": str(error)})
-            self._note(delivery, "released", error)
-            return Release(delivery._received, COPY_RETRY)
-        return self._failed(delivery, error)
+    def _complete(self, delivery: Delivery[Any], ending: _Ending) -> Sequence[Settlement] | None:
+        """
+        Settle for good, with copies: those the backend cannot take into the same transaction are sent and confirmed
+        first, while the delivery stays in hand. None: that is under way.
+        """
+        if elsewhere := [copy for copy in ending.copies if copy[0] is not None or not self._can.atomic]:
+            here = [copy for copy in ending.copies if copy not in elsewhere]
+            self._endings[delivery._received.handle] = _Ending(here, ending.outcome, ending.error)
+            self._send(delivery, elsewhere)
+            return None
+        copies = [message for _, message in ending.copies]
+        if copies and self._topology.missing({copy.address for copy in copies}):
+            try:
+                self._topology.ensure(self._backend, [copy.address for copy in copies])
+            except MqkitError as exc:
+                return self._copies_failed(delivery, ending, exc)
+        self._note(delivery, ending.outcome, ending.error)
+        return (Done(delivery._received, copies),)
+
+    def _confirmed(self, delivery: Delivery[Any], error: BaseException | None) -> Sequence[Settlement] | None:
+        ending = self._endings.pop(delivery._received.handle)
+        if error is not None:
+            return self._copies_failed(delivery, ending, error)
+        return self._complete(delivery, ending)
+
+    def _copies_failed(
+        self, delivery: Delivery[Any], ending: _Ending, error: BaseException
+    ) -> Sequence[Settlement] | None:
+        """Copies could not be sent. Not the handler's fault if it may work later, and never the end of the message."""
+        later = isinstance(error, MqkitError) and error.retryable
+        if ending.outcome == "done" and not later:
+            return self._failed(delivery, error)
+        log.warning("copies.delayed", extra={**self._where_from(delivery), "error": str(error)})
+        self._note(delivery, "released", error)
+        return (Release(delivery._received, COPY_RETRY),)
 
     def _dead_letter(self, delivery: Delivery[Any], reason: str, error: BaseException | None, now: float) -> Outgoing:
         received = delivery._received
@@ -587,13 +611,8 @@ class ConsumePump:
             received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope
         )
 
-    def _send_elsewhere(self, delivery: Delivery[Any]) -> bool:
-        """Publish the copies that cannot be settled with the delivery. True: their confirmation will come as a verdict."""
-        staged = delivery._staged or []
-        elsewhere = staged if not self._can.atomic else [(via, message) for via, message in staged if via is not None]
-        if not elsewhere:
-            return False
-        delivery._staged = [entry for entry in staged if entry not in elsewhere] or None
+    def _send(self, delivery: Delivery[Any], elsewhere: Sequence[tuple[Any, Outgoing]]) -> None:
+        """Publish copies; when the last one is answered, a verdict says so."""
         left = len(elsewhere)
         first_error: list[BaseException] = []
         lock = threading.Lock()
@@ -611,7 +630,6 @@ class ConsumePump:
 
         for via, message in elsewhere:
             (via or self._sender).publish_pump.send(message).add_done_callback(confirmed)
-        return True
 
     # -- losing, isolating, stopping -------------------------------------------------------------------------------
 
@@ -619,6 +637,7 @@ class ConsumePump:
         for received in turn.revoked:
             delivery = self._inflight.pop(received.handle, None)
             self._waiting.pop(received.handle, None)
+            self._endings.pop(received.handle, None)
             self._suspects = [one for one in self._suspects if one is not delivery]
             if self._alone is delivery:
                 self._alone = None
@@ -630,9 +649,11 @@ class ConsumePump:
             if isinstance(error, LeaseLost):
                 self.counts.stale += 1
                 continue
-            # The backend would not take a copy: nothing happened, the original is still ours.
+            # The backend would not take a copy, likely because its destination is gone: nothing happened, the original
+            # is still ours. It comes again soon, and what its copies need is declared again.
             self._topology.forget()
-            again.append(self._copies_failed(Delivery(received, self), error))
+            log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
+            again.append(Release(received, COPY_RETRY))
         if again:
             receiver.settle(again)
         if turn.revoked:
@@ -711,6 +732,7 @@ class ConsumePump:
         """The receiver is gone: so is all it handed out. Handlers that run finish, and their verdicts meet nobody."""
         self._inflight.clear()
         self._waiting.clear()
+        self._endings.clear()
         self._forming = []
         self._suspects, self._held = [], []
         self._alone = None

@@ -72,11 +72,13 @@ class Topology:
         Raises:
             TopologyMismatch, NotFound, Unavailable, Denied: As `Admin.declare`; nothing is remembered, ask again.
         """
+        # Dead letters come and go with the queue or group they belong to.
         wanted = [address for address in dict.fromkeys(addresses) if address not in self._done]
         if not wanted:
             return
         with self._lock:
-            declarations = [one for address in wanted for one in self._declarations.get(address, ())]
+            sources = [address._replace(dead=False) for address in wanted]
+            declarations = [one for address in sources for one in self._declarations.get(address, ())]
         if declarations and self._mode != "never":
             admin = backend.admin()
             try:

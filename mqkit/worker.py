@@ -219,11 +219,6 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
     declaration = source_declaration(
         source, registration.group, backend.capabilities.name, order=registration.order, start=registration.start
     )
-    if registration.start == "earliest" and getattr(declaration.native, "retain", 0) <= 0:
-        raise ConfigError(
-            f'on({source!r}, start="earliest"): the topic keeps nothing to start from; declare it with '
-            f"native=mqkit.native.{backend.capabilities.name.capitalize()}Topic(retain=seconds)"
-        )
     retry = overrides.apply_retry(registration.retry or Retry())
     settings = Settings(
         name=registration.name,
@@ -240,6 +235,11 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
         manual=registration.settle == "manual",
     )
     needs(settings, backend.capabilities, schemes)
+    if registration.start == "earliest" and getattr(declaration.native, "retain", 0) <= 0:
+        raise ConfigError(
+            f'on({source!r}, start="earliest"): the topic keeps nothing to start from; give it an options object of '
+            f"mqkit.native for {backend.capabilities.name} with retain=seconds"
+        )
     if source.declare:
         bus._topology_of().note_source(declaration)
     return settings

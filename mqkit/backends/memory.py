@@ -359,6 +359,8 @@ class Broker:
         """Under the lock."""
         address = declaration.address
         existing = self._declaration(address)
+        if existing is not None and address in self.sources and address.dead_letters not in self.sources and create:
+            self.sources[address.dead_letters] = Source(Declaration(address.dead_letters))
         if existing is None:
             if not create:
                 raise NotFound(f"{address} does not exist on {self!r}")
