@@ -259,7 +259,9 @@ class Admin(Protocol):
 
     def replace(self, address: Address, replacements: Mapping[str, Sequence[Outgoing]]) -> int:
         """
-        Remove stored messages by id and publish the copies given for each; how many were removed.
+        Remove stored messages by id and publish the copies given for each id once; how many ids were found.
+
+        Every message stored under an id goes: two of one id are two copies of one message.
 
         Atomic per message where `Capabilities.atomic`, else copies first. An id that is gone is skipped, with its copies.
         """

@@ -694,11 +694,12 @@ class MemoryAdmin:
     def replace(self, address: Address, replacements: Mapping[str, Sequence[Outgoing]]) -> int:
         with self._broker.lock:
             source = self._source(address)
-            found = {one.message.id: one for one in source.everything() if one.message.id in replacements}
-            for id, copies in replacements.items():
-                for copy in copies if id in found else ():
-                    self._broker.publish(copy)
-            return source.remove({one.seq for one in found.values()})
+            found = [one for one in source.everything() if one.message.id in replacements]
+            ids = dict.fromkeys(one.message.id for one in found)
+            for copy in [copy for id in ids for copy in replacements[id]]:
+                self._broker.publish(copy)
+            source.remove({one.seq for one in found})
+            return len(ids)
 
     def purge(self, address: Address) -> int:
         with self._broker.lock:

@@ -336,12 +336,13 @@ def _replace(tx: Transaction, address: Address, replacements: Mapping[str, Seque
     ).fetchall()
     if logged:
         _remove(tx, source, [id for id, _ in logged])
-    for message_id in dict.fromkeys(message_id for _, message_id in (*logged, *later)):
+    found = dict.fromkeys(message_id for _, message_id in (*logged, *later))
+    for message_id in found:
         for copy in replacements[message_id]:
             parcel = Parcel()
             parcel.add(copy)
             tx.appender.add(copy.address, parcel)
-    return len(logged) + len(later)
+    return len(found)
 
 
 def _purge(tx: Transaction, source: Source) -> int:
