@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
@@ -145,12 +146,12 @@ class LoopTasks:
         self._conclude = conclude
         self._size = size
         self._timeout = timeout
-        self._name = name
+        self._name = f"mqkit-{name}"
         self._loop = loop
+        self._context = contextvars.copy_context()  # of who starts the worker: its values reach every handler
         self._fresh: list[Any] = []
         self._todo: deque[Any] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._since_pause = 0
         self._stopped = False
 
     def start(self, work: Any) -> None:
@@ -179,28 +180,24 @@ class LoopTasks:
 
     def _spawn(self, fresh: list[Any]) -> None:
         self._todo.extend(fresh)
-        while self._todo and len(self._tasks) < self._size and not self._stopped:
-            task = self._loop.create_task(self._perform(), name=f"mqkit-{self._name}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._fill()
 
-    async def _perform(self) -> None:
-        """One task takes piece after piece while there are any, as a thread of the pool would."""
-        while self._todo and not self._stopped:
+    def _fill(self) -> None:
+        while self._todo and len(self._tasks) < self._size and not self._stopped:
             work = self._begin(self._todo.popleft())
-            if not work:
-                continue
-            if self._timeout is None:
-                outcome = await self._arun(work)
-            else:
-                outcome = await self._limited(work, self._timeout)
-            self._conclude(work, outcome)
-            if isinstance(outcome, asyncio.CancelledError):
-                return
-            self._since_pause += 1
-            if self._since_pause >= 32:  # handlers that never wait must not keep the loop to themselves
-                self._since_pause = 0
-                await asyncio.sleep(0)
+            if work:
+                # A task, and with it a context, of its own: what one handler sets, the next must not see.
+                task = self._loop.create_task(self._perform(work), name=self._name, context=self._context.copy())
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._fill()
+
+    async def _perform(self, work: Any) -> None:
+        outcome = await (self._arun(work) if self._timeout is None else self._limited(work, self._timeout))
+        self._conclude(work, outcome)
 
     async def _limited(self, work: Any, timeout: float) -> Outcome:
         async with asyncio.timeout(timeout) as limit:

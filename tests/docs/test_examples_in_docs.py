@@ -1,10 +1,11 @@
 """
 The examples of README and docs/, executed page by page.
 
-The Python blocks of a page run in order in one module, in an empty folder. A block with a title is written to a file of
-that name first; so are titled blocks of other languages. `print(...)  # text` must print that text. Lines of console
-blocks that begin with `$ mqkit` or `$ python` run too, and must print the lines below them, where an ellipsis stands for
-anything; `$ mqkit run` runs until nothing is left to do. `<!-- not run: why -->` above a block leaves it out.
+The Python blocks of a page run in order in one module, in an empty folder. A block with a title, of any language, is
+written to a file of that name instead, for other blocks to import or run. `print(...)  # text` must print that text.
+Lines of console blocks that begin with `$ mqkit` or `$ python` run too, and must print the lines below them, where an
+ellipsis stands for anything; `$ mqkit run` runs until nothing is left to do. `<!-- not run: why -->` above a block leaves
+it out.
 """
 
 from __future__ import annotations
@@ -84,11 +85,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_examples_of_a_page_run_in_order(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    for block in blocks_of(page):
+    blocks = blocks_of(page)
+    for block in blocks:
         if block.title:
-            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.title).parent.mkdir(exist_ok=True)
             (folder / block.title).write_text(block.text)
-        if block.language == "python":
+            if block.language == "python":
+                used = block.title.removesuffix(".py")
+                assert any(used in other.text for other in blocks if other is not block), f"nothing runs {block.title}"
+        elif block.language == "python":
             run_python(block, page, module)
         elif block.language == "console":
             run_console(block, page)
@@ -97,17 +102,9 @@ def test_the_examples_of_a_page_run_in_order(page: Path, folder: Path, monkeypat
 def run_python(block: Block, page: Path, module: types.ModuleType) -> None:
     # Blank lines in front, so that a traceback names the line of the page.
     source = "\n" * (block.line - 1) + block.text
-    path = str(page)
-    if block.title:  # a file of its own, which others may import by its name
-        path = str(Path(block.title).resolve())
-        name = block.title.removesuffix(".py").replace("/", ".")
-        module = types.ModuleType(name)
-        module.__file__ = path
-        sys.modules[name] = module
-        source = block.text
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(source, str(page), "exec", dont_inherit=True), module.__dict__)
     expected = re.findall(r"^ *print\(.*\)  # (.+)$", block.text, re.MULTILINE)
     lines = printed.getvalue().splitlines()
     if expected:
@@ -181,4 +178,3 @@ def test_every_page_is_in_the_navigation() -> None:
     ]
 
     assert missing == []
-

@@ -21,7 +21,7 @@ _COMPACTED_AT_LEAST = 1000
 class _Round(Claimant):
     """One `receive`: what it settles, and how much it may take."""
 
-    def __init__(self, receiver: SqliteReceiver, settlements: Sequence[Settlement], room: int) -> None:
+    def __init__(self, receiver: SqliteReceiver, settlements: Sequence[Settlement], room: int, *, renew: bool) -> None:
         super().__init__(receiver.changed, weight=max(1, len(settlements)) + room // 2)
         self.destination = receiver.source.destination
         self.settlements = settlements
@@ -33,13 +33,14 @@ class _Round(Claimant):
         self.refused: list[tuple[Received, MqkitError]] = []
         self.claimed = Claim()
         self._room = room
+        self._must_renew = renew
         self._lease = receiver.lease
         self._source = receiver.source
         self._address = receiver.address
         self._boot = receiver.boot
 
     def urgent(self, db: sqlite3.Connection, now: float) -> bool:
-        if self.state is State.QUEUED and (self.settlements or not self._room):
+        if self.state is State.QUEUED and (self.settlements or not self._room or self._must_renew):
             return True
         prospect = leases.look(db, self._source, self.owner, now, self._boot)
         if prospect is None:
@@ -209,10 +210,11 @@ class SqliteReceiver:
     def _round(self, room: int, deadline: float) -> Sequence[Received]:
         """One ticket, and what it brought; what it revoked and refused is noted."""
         third = self.lease / 3
-        if not room and not self._staged and not (self._held and time.monotonic() - self._renewed_at > third):
+        renew = bool(self._held) and time.monotonic() - self._renewed_at > third
+        if not room and not self._staged and not renew:
             self._pause(min(deadline, self._renewed_at + third) if self._held else deadline)
             return ()
-        ticket = _Round(self, tuple(self._staged), room)
+        ticket = _Round(self, tuple(self._staged), room, renew=renew)
         self._committer.submit(ticket)
         self._await(ticket, deadline)
         if ticket.written:

@@ -1,0 +1,279 @@
+"""L: cancellation, threads, asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+
+import pytest
+
+from mqkit import Bus, Delivery, Queue, Retry, fixed
+from mqkit.testing.conformance.cases import case
+from mqkit.testing.conformance.failures import GOLDEN, act, drain
+from mqkit.testing.conformance.harness import Harness
+from mqkit.testing.conformance.ordering import short_lease
+
+tenant = contextvars.ContextVar("tenant", default="nobody")
+
+
+class TestConcurrency:
+    """L. Cancellation, threads, asyncio."""
+
+    @case("L.01")
+    def test_a_call_that_is_cancelled_before_it_begins_has_no_effect(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+
+        async def cancel_first() -> None:
+            task = asyncio.create_task(bus.aio.publish(words, "cancelled"))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await bus.aio.publish(words, "after")
+
+        asyncio.run(cancel_first())
+
+        assert pull(bus, words, 2) == ["after"]
+
+    @case("L.02")
+    def test_a_cancelled_publish_arrives_once_or_not_at_all_and_spares_the_others(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+
+        async def cancel_every_third() -> set[int]:
+            tasks = [asyncio.create_task(bus.aio.publish(numbers, number)) for number in range(150)]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks[::3]:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            return {number for number, outcome in enumerate(ended) if isinstance(outcome, str)}
+
+        confirmed = asyncio.run(cancel_every_third())
+        bus.flush()
+        seen = pull(bus, numbers, 151)
+
+        assert len(seen) == len(set(seen))
+        assert confirmed <= set(seen) <= set(range(150))
+        assert confirmed >= {number for number in range(150) if number % 3}
+
+    @case("L.09")
+    def test_a_cancelled_receive_loses_nothing(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+
+        async def receive_impatiently() -> list[int]:
+            seen: list[int] = []
+            async with bus.aio.subscription(numbers) as messages:
+                while len(seen) < 60:
+                    task = asyncio.create_task(messages.receive(timeout=10.0))
+                    # Half of them are given up while a message may just be on its way into the task's hands.
+                    publish = asyncio.create_task(bus.aio.publish_many(numbers, [1]))
+                    await publish
+                    if len(seen) % 2:
+                        task.cancel()
+                    ended = (await asyncio.gather(task, return_exceptions=True))[0]
+                    if isinstance(ended, asyncio.CancelledError):
+                        ended = await messages.receive(timeout=10.0)
+                    assert not isinstance(ended, BaseException)
+                    for delivery in ended:
+                        delivery.ack()
+                        seen.append(delivery.payload)
+            return seen
+
+        seen = asyncio.run(asyncio.wait_for(receive_impatiently(), 40.0 * harness.scale))
+
+        assert seen == [1] * 60
+        harness.wait_empty(numbers)
+
+    @case("L.03")
+    def test_context_variables_reach_handlers_and_do_not_leak_from_one_to_the_next(self, harness: Harness) -> None:
+        plain, awaited, bus = Queue(harness.unique("plain"), int), Queue(harness.unique("awaited"), int), harness.bus()
+        seen: dict[str, list[str]] = {"def": [], "async def": []}
+
+        @bus.on(plain, concurrency=1)
+        def handle(number: int) -> None:
+            seen["def"].append(tenant.get())
+            tenant.set(f"that of message {number}")
+
+        @bus.on(awaited, concurrency=1)
+        async def handle_async(number: int) -> None:
+            seen["async def"].append(tenant.get())
+            tenant.set(f"that of message {number}")
+
+        bus.publish_many(plain, range(3))
+        bus.publish_many(awaited, range(3))
+        token = tenant.set("the worker's")
+        try:
+            drain(harness, bus)
+        finally:
+            tenant.reset(token)
+
+        assert seen == {"def": ["the worker's"] * 3, "async def": ["the worker's"] * 3}
+
+    @case("L.04", needs=("lease",))
+    def test_a_handler_slower_than_the_lease_keeps_its_message(self, harness: Harness) -> None:
+        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=0.5)
+        begun: list[int | None] = []
+        ended: list[str] = []
+
+        def consumer() -> Bus:
+            bus = harness.bus(url)
+
+            @bus.on(words, concurrency=1)
+            def handle(word: str, delivery: Delivery[str]) -> None:
+                begun.append(delivery.deliveries)
+                threading.Event().wait(2.0)  # the work itself, four leases long
+                ended.append(word)
+
+            return bus
+
+        first, second = consumer(), consumer()
+        first.publish(words, "slow")
+        with first.worker(), second.worker():
+            harness.wait(lambda: ended)
+            harness.wait_empty(words)
+
+        assert begun == [1]
+        assert ended == ["slow"]
+
+    @pytest.mark.slow
+    @case("L.05", needs=("lease", "survives_process", "processes"))
+    def test_a_handler_that_holds_the_interpreter_beyond_the_lease_costs_a_repetition_at_most(
+        self, harness: Harness
+    ) -> None:
+        words, url, bus = Queue(harness.unique("words"), str), short_lease(harness), harness.bus()
+        bus.publish(words, "heavy")
+        bus.publish(words, "light")
+
+        hog = harness.consumer("hold_the_interpreter", words.name, "3.0", url=url)
+        hog.wait_line("begin heavy")
+        other = harness.consumer("hold_the_interpreter", words.name, "0.01", url=url)
+        harness.wait_empty(words, within=30.0)
+
+        begun = [line for process in (hog, other) for line in process.lines() if line.startswith("begin")]
+        assert set(begun) == {"begin heavy 1", "begin light 1"}  # taken over, which is no failed attempt
+        assert len(begun) <= 4
+        assert bus.dead_letters(words).list() == []
+
+    @pytest.mark.slow
+    @case("L.06", needs=("survives_process", "processes"))
+    def test_a_signal_lets_the_running_handler_finish_and_gives_the_rest_back(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        bus.publish_many(numbers, range(5))
+
+        process = harness.consumer("run_until_signal", numbers.name, "1.0")
+        process.wait_line("begin 0")
+        process.terminate()
+        code = process.wait()
+
+        assert (code, process.lines()) == (0, ["begin 0", "end 0", "stopped"])
+        with bus.subscription(numbers) as messages:
+            rest = messages.receive(max=9, timeout=2.0)
+            rest += messages.receive(max=9, timeout=0.2)
+        assert [(one.payload, one.attempt) for one in rest] == [(number, 1) for number in range(1, 5)]
+
+    @case("L.07")
+    def test_an_iteration_that_is_abandoned_gives_its_messages_back(self, harness: Harness) -> None:
+        numbers, first, second = Queue(harness.unique("numbers"), int), harness.bus(), harness.bus()
+        first.publish_many(numbers, range(10))
+
+        with first.subscription(numbers, prefetch=8) as messages:
+            for delivery in messages:
+                if delivery.payload == 2:
+                    break
+                delivery.ack()
+
+        with second.subscription(numbers) as messages:
+            rest = [one for _ in range(8) for one in messages.receive(timeout=2.0)]
+        assert sorted((one.payload, one.attempt) for one in rest) == [(number, 1) for number in range(2, 10)]
+
+    @case("L.08")
+    def test_handlers_of_both_colours_give_the_same_trace(self, harness: Harness) -> None:
+        policy = Retry(attempts=3, backoff=fixed(0.02), never=(KeyError,))
+        plain, awaited, bus = Queue(harness.unique("plain"), str), Queue(harness.unique("awaited"), str), harness.bus()
+        mails = Queue(harness.unique("mails"), str)
+        mailed: list[str] = []
+        bus.on(mails)(mailed.append)
+
+        @bus.on(plain, retry=policy)
+        def handle(word: str, delivery: Delivery[str]) -> None:
+            delivery.publish(mails, word)
+            act(word, delivery.attempt)
+
+        @bus.on(awaited, retry=policy)
+        async def handle_async(word: str, delivery: Delivery[str]) -> None:
+            delivery.publish(mails, word)
+            await asyncio.sleep(0)
+            act(word, delivery.attempt)
+
+        async def publish() -> dict[str, str]:
+            return {await bus.aio.publish(awaited, word): word for word in GOLDEN}
+
+        ids = {bus.publish(plain, word): word for word in GOLDEN} | asyncio.run(publish())
+
+        trace = drain(harness, bus)
+
+        for queue in (plain, awaited):
+            found: dict[str, list[str]] = {word: [] for word in GOLDEN}
+            for one in trace.of(queue.name):
+                found[ids[one.message_id]].append(f"{one.attempt} {one.outcome} {type(one.error).__name__}")
+            assert found == GOLDEN
+        assert sorted(mailed) == sorted(["fine", "flaky", "settled"] * 2)
+
+    @case("L.10")
+    def test_an_async_handler_past_its_timeout_is_cancelled_and_has_failed(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        cancelled: list[int] = []
+
+        @bus.on(words, timeout=0.2, retry=Retry(attempts=2, backoff=fixed(0.02)))
+        async def handle(word: str, delivery: Delivery[str]) -> None:
+            try:
+                await asyncio.sleep(3600.0)
+            except asyncio.CancelledError:
+                cancelled.append(delivery.attempt)
+                raise
+
+        bus.publish(words, "endless")
+
+        drain(harness, bus)
+
+        assert cancelled == [1, 2]
+        [dead] = bus.dead_letters(words).list()
+        assert (dead.error_type, dead.attempts) == ("TimedOut", 2)
+
+    @case("L.11")
+    def test_a_handler_cancelled_by_shutdown_has_not_failed(self, harness: Harness) -> None:
+        words, first, second = Queue(harness.unique("words"), str), harness.bus(), harness.bus()
+        begun: list[int] = []
+        seen: list[tuple[str, int]] = []
+
+        @first.on(words, retry=Retry(attempts=1))
+        async def wait_for_ever(word: str, delivery: Delivery[str]) -> None:
+            begun.append(delivery.attempt)
+            await asyncio.sleep(3600.0)
+
+        @second.on(words)
+        def handle(word: str, delivery: Delivery[str]) -> None:
+            seen.append((word, delivery.attempt))
+
+        first.publish(words, "long")
+        began = time.monotonic()
+        with first.worker(grace=0.1):
+            harness.wait(lambda: begun)
+        stopped = time.monotonic() - began
+        with second.worker():
+            harness.wait(lambda: seen)
+
+        assert (begun, seen) == ([1], [("long", 1)])
+        assert stopped < 10.0 * harness.scale
+        assert second.dead_letters(words).list() == []
+
+
+def pull(bus: Bus, source: Queue[str] | Queue[int], most: int) -> list[object]:
+    """The payloads that wait, fewer than `most` if no more come within a second."""
+    seen: list[object] = []
+    with bus.subscription(source, prefetch=most) as messages:  # type: ignore[arg-type]
+        while len(seen) < most and (deliveries := messages.receive(max=most, timeout=1.0)):
+            for delivery in deliveries:
+                delivery.ack()
+                seen.append(delivery.payload)
+    return seen

@@ -1,0 +1,585 @@
+"""F: failed attempts, dead letters and their replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import pytest
+
+from mqkit import Ack, Bus, DeadLetter, Delivery, Handlers, Queue, Reject, Retry, RetryLater, Topic, fixed, linear
+from mqkit.codecs import RAW
+from mqkit.testing import Trace, run_until_idle
+from mqkit.testing.conformance.cases import case
+from mqkit.testing.conformance.harness import Harness
+from mqkit.testing.conformance.ordering import short_lease
+
+FOUR_KIB = 4096
+
+
+@dataclass(frozen=True)
+class Placed:
+    number: int
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    number: int
+
+
+@dataclass(frozen=True)
+class Refunded:
+    number: int
+
+
+class TestFailures:
+    """F. Failure handling, dead letters, replay."""
+
+    @case("F.01")
+    def test_a_message_that_always_fails_is_tried_as_often_as_declared_and_dies_once(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        attempts: list[int] = []
+
+        @bus.on(numbers, retry=Retry(attempts=4, backoff=fixed(0.05)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            attempts.append(delivery.attempt)
+            raise ValueError("no")
+
+        bus.publish(numbers, 7)
+
+        drain(harness, bus)
+
+        assert attempts == [1, 2, 3, 4]
+        [dead] = bus.dead_letters(numbers).list()
+        assert (dead.attempts, dead.error_type) == (4, "ValueError")
+
+    @case("F.02")
+    def test_the_exception_decides_between_retry_dead_letter_and_done(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        policy = Retry(attempts=3, backoff=fixed(0.02), on=(OSError,), never=(ConnectionRefusedError,))
+        errors = {
+            "listed": OSError("again"),
+            "near": ConnectionResetError("a kind of OSError"),
+            "never": ConnectionRefusedError("nearer than OSError"),
+            "unlisted": KeyError("not named"),
+            "later": RetryLater(after=0.02),
+            "reject": Reject("of no use"),
+            "ack": Ack("nothing to do"),
+        }
+
+        @bus.on(words, retry=policy)
+        def handle(word: str, delivery: Delivery[str]) -> None:
+            if delivery.attempt == 1:
+                raise errors[word]
+
+        ids = {bus.publish(words, word): word for word in errors}
+
+        trace = drain(harness, bus)
+
+        outcomes = {word: [one.outcome for one in trace if ids[one.message_id] == word] for word in errors}
+        assert outcomes == {
+            "listed": ["retry", "done"],
+            "near": ["retry", "done"],
+            "never": ["dead"],
+            "unlisted": ["dead"],
+            "later": ["retry", "done"],
+            "reject": ["dead"],
+            "ack": ["done"],
+        }
+        assert {ids[dead.id] for dead in bus.dead_letters(words).list()} == {"never", "unlisted", "reject"}
+
+    @case("F.03")
+    def test_a_message_that_waits_for_its_retry_holds_up_no_other(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        seen: list[int] = []
+
+        @bus.on(numbers, concurrency=1, retry=Retry(attempts=2, backoff=fixed(1.5)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            seen.append(number)
+            if number == 0 and delivery.attempt == 1:
+                raise ConnectionError("not yet")
+
+        bus.publish_many(numbers, range(20))
+
+        drain(harness, bus)
+
+        assert sorted(seen[:20]) == list(range(20))
+        assert seen[20:] == [0]
+
+    @case("F.04")
+    def test_an_attempt_never_begins_before_its_back_off_has_passed(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        begun: list[float] = []
+        failed: list[float] = []
+
+        @bus.on(words, retry=Retry(attempts=4, backoff=linear(step=0.15, cap=0.3, jitter=False)))
+        def handle(word: str) -> None:
+            begun.append(time.monotonic())
+            failed.append(time.monotonic())
+            raise ConnectionError(word)
+
+        bus.publish(words, "flaky")
+
+        drain(harness, bus)
+
+        waits = [later - earlier for earlier, later in zip(failed, begun[1:], strict=False)]
+        assert [wait >= least - 0.002 for wait, least in zip(waits, (0.15, 0.3, 0.3), strict=True)] == [True] * 3, waits
+
+    @case("F.05")
+    def test_an_undecodable_message_dies_on_first_sight_and_its_neighbours_notice_nothing(
+        self, harness: Harness
+    ) -> None:
+        name, bus = harness.unique("orders"), harness.bus()
+        orders, raw = Queue(name, Placed), Queue(name, bytes, codec=RAW)
+        seen: list[int] = []
+
+        @bus.on(orders)
+        def handle(order: Placed) -> None:
+            seen.append(order.number)
+
+        for number in range(10):
+            bus.publish(orders, Placed(number))
+            if number == 4:
+                broken = bus.publish(raw, b'{"number": "\xff')
+
+        trace = drain(harness, bus)
+
+        [dead] = bus.dead_letters(orders).list()
+        assert (dead.id, dead.message.body, dead.attempts) == (broken, b'{"number": "\xff', 1)
+        assert dead.reason.startswith("undecodable")
+        assert sorted(seen) == list(range(10))
+        assert all(one.attempt == 1 for one in trace)
+
+    @case("F.06")
+    def test_a_message_of_an_unknown_type_dies_unless_the_group_filters_it_out(self, harness: Harness) -> None:
+        name, bus = harness.unique("events"), harness.bus()
+        events = Topic(name, Placed | Cancelled, groups=["strict", "lenient"])
+        seen: list[tuple[str, Placed | Cancelled]] = []
+
+        @bus.on(events, group="strict")
+        def strict(event: Placed | Cancelled) -> None:
+            seen.append(("strict", event))
+
+        @bus.on(events, group="lenient", where=lambda message: message.type in ("Placed", "Cancelled"))
+        def lenient(event: Placed | Cancelled) -> None:
+            seen.append(("lenient", event))
+
+        bus.publish(events, Placed(1))
+        newer = bus.publish(Topic(name, Placed | Refunded), Refunded(2))
+        bus.publish(events, Cancelled(3))
+
+        trace = drain(harness, bus)
+
+        assert sorted(seen, key=repr) == sorted(
+            [(group, event) for group in ("strict", "lenient") for event in (Placed(1), Cancelled(3))], key=repr
+        )
+        assert [dead.id for dead in bus.dead_letters(events, group="strict").list()] == [newer]
+        assert bus.dead_letters(events, group="lenient").list() == []
+        assert [one.outcome for one in trace.of(name, "lenient") if one.message_id == newer] == ["skipped"]
+
+    @case("F.07")
+    def test_a_dead_letter_is_the_message_as_published_with_what_happened_to_it(self, harness: Harness) -> None:
+        orders, bus = Topic(harness.unique("orders"), bytes, codec=RAW, groups=["billing"]), harness.bus()
+        body, headers = bytes(range(256)) * 4, {"Trace Id": "a/b.c", "ünï": "çödé ☃", "empty": "", "q": '"\\\t'}
+
+        @bus.on(orders, group="billing", retry=Retry(attempts=2, backoff=fixed(0.02)))
+        def handle(body: bytes) -> None:
+            raise ValueError("☃" * 100_000)
+
+        before = time.time()
+        id = bus.publish(orders, body, headers=headers)
+
+        drain(harness, bus)
+
+        [dead] = bus.dead_letters(orders, group="billing").list()
+        assert (dead.id, dead.message.body, dict(dead.message.headers)) == (id, body, headers)
+        assert (dead.error_type, dead.attempts, dead.group) == ("ValueError", 2, "billing")
+        assert dead.reason.startswith("ValueError after 2 attempts: ☃")
+        assert len(dead.reason.encode()) < FOUR_KIB
+        assert before - 5 < dead.died_at < time.time() + 5
+
+    @case("F.09")
+    def test_dead_letters_moved_to_a_queue_are_consumed_there_and_die_there(self, harness: Harness) -> None:
+        numbers, hospital = Queue(harness.unique("numbers"), int), Queue(harness.unique("hospital"), int)
+        bus = harness.bus()
+        seen: list[int] = []
+
+        @bus.on(numbers, retry=Retry(attempts=1))
+        def handle(number: int) -> None:
+            raise ValueError("no")
+
+        @bus.on(hospital, retry=Retry(attempts=1))
+        def treat(number: int) -> None:
+            seen.append(number)
+            raise ValueError("no cure")
+
+        bus.publish_many(numbers, range(3))
+        drain(harness, bus)
+
+        moved = bus.dead_letters(numbers).replay(to=hospital)
+        drain(harness, bus)
+
+        assert moved == 3
+        assert sorted(seen) == [0, 1, 2]
+        assert bus.dead_letters(numbers).list() == []
+        assert bodies(bus.dead_letters(hospital).list()) == [b"0", b"1", b"2"]
+
+    @case("F.10")
+    def test_replay_hands_one_some_or_all_out_again_as_they_were_published(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        healthy: list[tuple[int, int, str]] = []
+        broken = [True]
+
+        @bus.on(numbers, concurrency=1, retry=Retry(attempts=2, backoff=fixed(0.01)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            if broken:
+                raise ValueError("no")
+            healthy.append((number, delivery.attempt, delivery.headers["n"]))
+
+        ids = [bus.publish(numbers, number, headers={"n": str(number)}) for number in range(8)]
+        drain(harness, bus)
+        broken.clear()
+        letters = bus.dead_letters(numbers)
+        died_in_order = [letter.id for letter in letters.list()]
+
+        counts = [letters.replay([ids[3]]), letters.replay(where=lambda letter: letter.message.headers["n"] > "5")]
+        drain(harness, bus)
+        some, rest = list(healthy), len(healthy)
+        counts.append(letters.replay())
+        drain(harness, bus)
+
+        assert counts == [1, 2, 5]
+        assert sorted(some) == [(3, 1, "3"), (6, 1, "6"), (7, 1, "7")]
+        assert healthy[rest:] == [(n, 1, str(n)) for n in map(ids.index, died_in_order) if n in (0, 1, 2, 4, 5)]
+        assert letters.list() == []
+
+    @case("F.11")
+    def test_a_replay_that_is_interrupted_loses_nothing(self, harness: Harness) -> None:
+        numbers, bus = dead_numbers(harness, 12)
+        letters = bus.dead_letters(numbers)
+        looked_at: list[str] = []
+
+        def interrupted(letter: DeadLetter[int]) -> bool:
+            looked_at.append(letter.id)
+            if len(looked_at) == 7:
+                raise KeyboardInterrupt
+            return True
+
+        with pytest.raises(KeyboardInterrupt):
+            letters.replay(where=interrupted, rate=1000.0)
+
+        left = [letter.id for letter in letters.list()]
+        with bus.subscription(numbers) as messages:
+            replayed = [delivery.id for delivery in messages.receive(max=12, timeout=2.0)]
+        assert len(set(left) | set(replayed)) == 12
+        assert len(left) + len(replayed) in ([12] if harness.capabilities.atomic else [12, 13])
+
+    @case("F.12")
+    def test_a_replay_reaches_only_the_group_that_gave_up(self, harness: Harness) -> None:
+        orders, bus = Topic(harness.unique("orders"), int, groups=["billing", "audit"]), harness.bus()
+        billing: list[int] = []
+        audit: list[int] = []
+        bus.on(orders, group="audit")(audit.append)
+
+        @bus.on(orders, group="billing", retry=Retry(attempts=1))
+        def bill(number: int) -> None:
+            billing.append(number)
+            if len(billing) == 1:
+                raise ValueError("no")
+
+        bus.publish(orders, 1)
+        drain(harness, bus)
+
+        bus.dead_letters(orders, group="billing").replay()
+        drain(harness, bus)
+
+        assert (billing, audit) == ([1, 1], [1])
+
+    @case("F.13")
+    def test_looking_at_dead_letters_changes_nothing(self, harness: Harness) -> None:
+        numbers, bus = dead_numbers(harness, 5)
+        letters = bus.dead_letters(numbers)
+
+        looks = [letters.list() for _ in range(3)]
+        first = letters.get(looks[0][0].id)
+
+        assert looks[0] == looks[1] == looks[2]
+        assert len(looks[0]) == 5
+        assert first == looks[0][0]
+        assert letters.list(limit=2) == looks[0][:2]
+        assert letters.get("no such id") is None
+
+    @case("F.14")
+    def test_dead_letters_are_corrected_discarded_and_purged(self, harness: Harness) -> None:
+        numbers, bus = dead_numbers(harness, 6)
+        letters = bus.dead_letters(numbers)
+        first, second, *_ = letters.list()
+
+        bus.publish(numbers, 100, id=first.id)
+        counts = [letters.purge([first.id]), letters.purge(where=lambda letter: letter.id == second.id)]
+        counts += [letters.purge(["no such id"]), letters.purge(), letters.purge()]
+
+        assert counts == [1, 1, 0, 4, 0]
+        assert letters.list() == []
+        with bus.subscription(numbers) as messages:
+            assert [(one.id, one.payload) for one in messages.receive(max=9, timeout=2.0)] == [(first.id, 100)]
+
+    @case("F.15")
+    def test_a_middleware_that_raises_fails_the_attempt_and_the_consumer_lives(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        done: list[int] = []
+
+        @bus.wrap
+        @contextmanager
+        def commit(delivery: Delivery[int]) -> Iterator[None]:
+            yield
+            if delivery.payload == 1 and delivery.attempt == 1:
+                raise ConnectionError("the commit failed")
+            done.append(delivery.payload)
+
+        @bus.on(numbers, retry=Retry(attempts=2, backoff=fixed(0.02)))
+        def handle(number: int) -> None: ...
+
+        ids = bus.publish_many(numbers, range(4))
+
+        trace = drain(harness, bus)
+
+        assert sorted(done) == [0, 1, 2, 3]
+        assert [one.outcome for one in trace if one.message_id == ids[1]] == ["retry", "done"]
+
+    @case("F.16")
+    def test_what_a_failed_attempt_staged_is_not_sent_and_what_it_published_is(self, harness: Harness) -> None:
+        orders, mails, alarms = (Queue(harness.unique(stem), str) for stem in ("orders", "mails", "alarms"))
+        bus = harness.bus()
+        mailed: list[str] = []
+        alarmed: list[str] = []
+        bus.on(mails, concurrency=1)(mailed.append)
+        bus.on(alarms)(alarmed.append)
+
+        @bus.on(orders, retry=Retry(attempts=2, backoff=fixed(0.02)))
+        def handle(order: str, delivery: Delivery[str], bus: Bus) -> None:
+            delivery.publish(mails, f"{order} first, attempt {delivery.attempt}")
+            delivery.publish(mails, f"{order} second, attempt {delivery.attempt}")
+            bus.publish(alarms, f"{order}, attempt {delivery.attempt}")
+            if order == "bad" or delivery.attempt == 1:
+                raise ConnectionError(order)
+
+        bus.publish(orders, "good")
+        bus.publish(orders, "bad")
+
+        drain(harness, bus)
+
+        assert mailed == ["good first, attempt 2", "good second, attempt 2"]
+        assert sorted(alarmed) == [f"{order}, attempt {attempt}" for order in ("bad", "good") for attempt in (1, 2)]
+
+    @case("F.17")
+    def test_a_poisonous_message_does_not_take_its_neighbours_along(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        attempts: dict[int, list[int]] = {number: [] for number in range(50)}
+
+        @bus.on(numbers, concurrency=8, retry=Retry(attempts=3, backoff=fixed(0.02)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            attempts[number].append(delivery.attempt)
+            if number == 13:
+                raise ValueError("poison")
+
+        bus.publish_many(numbers, range(50))
+
+        drain(harness, bus)
+
+        assert attempts == {number: [1, 2, 3] if number == 13 else [1] for number in range(50)}
+        assert bodies(bus.dead_letters(numbers).list()) == [b"13"]
+
+    @case("F.18")
+    def test_attempts_are_counted_over_consumers_that_come_and_go(self, harness: Harness) -> None:
+        words = Queue(harness.unique("words"), str)
+        attempts: list[tuple[int, int]] = []
+
+        def consumer(number: int) -> Bus:
+            bus = harness.bus()
+
+            @bus.on(words, retry=Retry(attempts=3, backoff=fixed(0.3)))
+            def handle(word: str, delivery: Delivery[str]) -> None:
+                attempts.append((number, delivery.attempt))
+                raise ConnectionError(word)
+
+            return bus
+
+        buses = [consumer(number) for number in range(3)]
+        buses[0].publish(words, "flaky")
+
+        for number, bus in enumerate(buses):
+            with bus.worker():
+                harness.wait(lambda number=number: len(attempts) > number)  # type: ignore[misc]
+
+        assert attempts == [(0, 1), (1, 2), (2, 3)]
+        assert [dead.attempts for dead in buses[0].dead_letters(words).list()] == [3]
+
+    @case("F.19")
+    def test_no_limit_of_the_broker_ends_a_message_before_its_policy_does(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        attempts: list[int] = []
+
+        @bus.on(words, retry=Retry(attempts=30, backoff=fixed(0.005)))
+        def handle(word: str, delivery: Delivery[str]) -> None:
+            attempts.append(delivery.attempt)
+            raise ConnectionError(word)
+
+        bus.publish(words, "flaky")
+
+        drain(harness, bus)
+
+        assert attempts == list(range(1, 31))
+        assert [dead.attempts for dead in bus.dead_letters(words).list()] == [30]
+
+    @case("F.20")
+    def test_a_middleware_that_swallows_errors_changes_nothing_wherever_it_stands(self, harness: Harness) -> None:
+        inside, outside, bus = Queue(harness.unique("inside"), str), Queue(harness.unique("outside"), str), harness.bus()
+        seen_by_watch: list[tuple[str, str]] = []
+
+        @contextmanager
+        def swallow(delivery: Delivery[str]) -> Iterator[None]:
+            with suppress(ValueError):
+                yield
+
+        @contextmanager
+        def watch(delivery: Delivery[str]) -> Iterator[None]:
+            try:
+                yield
+            except ValueError as error:
+                seen_by_watch.append((delivery.destination.name, str(error)))
+                raise
+
+        def handle(word: str) -> None:
+            raise ValueError(word)
+
+        for queue, around in ((inside, (watch, swallow)), (outside, (swallow, watch))):
+            part = Handlers()
+            for middleware in around:
+                part.wrap(middleware)
+            part.on(queue, retry=Retry(attempts=2, backoff=fixed(0.02)))(handle)
+            bus.include(part)
+            bus.publish(queue, "bad")
+
+        trace = drain(harness, bus)
+
+        for queue in (inside, outside):
+            assert [(one.attempt, one.outcome) for one in trace.of(queue.name)] == [(1, "retry"), (2, "dead")]
+            assert [dead.error_type for dead in bus.dead_letters(queue).list()] == ["ValueError"]
+        assert seen_by_watch == [(outside.name, "bad")] * 2
+
+    @case("F.25")
+    def test_one_retry_policy_gives_the_same_trace_everywhere(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        policy = Retry(attempts=3, backoff=fixed(0.02), never=(KeyError,))
+
+        @bus.on(words, retry=policy)
+        def handle(word: str, delivery: Delivery[str]) -> None:
+            act(word, delivery.attempt)
+
+        ids = {bus.publish(words, word): word for word in GOLDEN}
+
+        trace = drain(harness, bus)
+
+        found: dict[str, list[str]] = {word: [] for word in GOLDEN}
+        for one in trace:
+            found[ids[one.message_id]].append(f"{one.attempt} {one.outcome} {type(one.error).__name__}")
+        assert found == GOLDEN
+        reasons = {ids[dead.id]: f"{dead.attempts} {dead.reason}" for dead in bus.dead_letters(words).list()}
+        assert reasons == {
+            "broken": "3 ValueError after 3 attempts: broken",
+            "refused": "1 KeyError, which is not retried: 'refused'",
+            "late": "3 RetryLater after 3 attempts: busy",
+            "rejected": "2 of no use",
+        }
+
+    @pytest.mark.slow
+    @case("F.26", needs=("survives_process", "processes", "counts_deliveries"))
+    def test_a_message_that_kills_its_process_dies_of_crashes_and_its_neighbours_live(self, harness: Harness) -> None:
+        name, bus, url = harness.unique("numbers"), harness.bus(), short_lease(harness)
+        numbers = Queue(name, int)
+        bus.publish_many(numbers, range(30))
+        letters = bus.dead_letters(numbers)
+
+        killed = []
+        for _ in range(3):  # two in company of others, one alone
+            killed.append(harness.consumer("consume_poison", name, "13", url=url))
+            killed[-1].wait()
+        survivor = harness.consumer("consume_poison", name, "13", url=url)
+        [dead] = harness.wait(letters.list, within=20.0)
+
+        assert (dead.message.body, dead.reason.partition(":")[0]) == (b"13", "crashes")
+        others = {str(number) for number in range(30)} - {"13"}
+        harness.wait(lambda: {line for one in (*killed, survivor) for line in one.lines()} == others, within=20.0)
+
+    @pytest.mark.slow
+    @case("F.27", needs=("survives_process", "processes"))
+    def test_a_replay_that_is_killed_loses_nothing(self, harness: Harness) -> None:
+        numbers, bus = dead_numbers(harness, 40)
+        letters = bus.dead_letters(numbers)
+
+        process = harness.consumer("replay_slowly", numbers.name, "50")
+        process.wait_line("begun")
+        process.kill()
+        process.wait()
+
+        left = [letter.id for letter in letters.list()]
+        with bus.subscription(numbers, prefetch=50) as messages:
+            replayed = [delivery.id for delivery in messages.receive(max=50, timeout=2.0)]
+        assert 0 < len(replayed)
+        assert len(left) > 0
+        assert len(set(left) | set(replayed)) == 40
+        assert len(left) + len(replayed) in ([40] if harness.capabilities.atomic else [40, 41])
+
+
+# Of each message: attempt, outcome and what was raised.
+GOLDEN = {
+    "fine": ["1 done NoneType"],
+    "flaky": ["1 retry ConnectionError", "2 done NoneType"],
+    "broken": ["1 retry ValueError", "2 retry ValueError", "3 dead ValueError"],
+    "refused": ["1 dead KeyError"],
+    "late": ["1 retry NoneType", "2 retry NoneType", "3 dead NoneType"],
+    "rejected": ["1 retry ValueError", "2 dead NoneType"],
+    "settled": ["1 done NoneType"],
+}
+
+
+def act(word: str, attempt: int) -> None:
+    """Behave as the word says."""
+    match word, attempt:
+        case "flaky", 1:
+            raise ConnectionError(word)
+        case ("broken", _) | ("rejected", 1):
+            raise ValueError(word)
+        case "refused", _:
+            raise KeyError(word)
+        case "late", _:
+            raise RetryLater(after=0.02, reason="busy")
+        case "rejected", _:
+            raise Reject("of no use")
+        case "settled", _:
+            raise Ack
+
+
+def drain(harness: Harness, *buses: Bus) -> Trace:
+    """Let handlers work until nothing is left to do."""
+    return run_until_idle(*buses, timeout=20.0 * harness.scale)
+
+
+def dead_numbers(harness: Harness, count: int) -> tuple[Queue[int], Bus]:
+    """A queue whose messages 0, 1, 2 ... have all been rejected, and a bus without handlers."""
+    numbers, failing = Queue(harness.unique("numbers"), int), harness.bus()
+
+    @failing.on(numbers, concurrency=1)
+    def handle(number: int) -> None:
+        raise Reject("for the test")
+
+    failing.publish_many(numbers, range(count))
+    drain(harness, failing)
+    return numbers, harness.bus()
+
+
+def bodies(letters: list[DeadLetter[int]]) -> list[bytes]:
+    return sorted(letter.message.body for letter in letters)

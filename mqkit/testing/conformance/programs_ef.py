@@ -1,0 +1,136 @@
+"""
+Programs that cases start as processes of their own, to be killed, stopped or run side by side.
+
+Each writes one line per event with a single system call, so that a line is whole even if the process dies right after it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+
+__all__ = [
+    "Step",
+    "consume_keyed",
+    "consume_poison",
+    "declare_everything",
+    "hold_the_interpreter",
+    "publish_delayed",
+    "replay_slowly",
+    "run_until_signal",
+    "steps",
+]
+
+WORK = 0.002  # seconds a handler is at work, so that kills meet handlers that run
+
+
+@dataclass(frozen=True, order=True)
+class Step:
+    """The number-th message of a key."""
+
+    key: str
+    number: int
+
+
+def steps(name: str) -> Queue[Step]:
+    return Queue(name, Step, key=lambda step: step.key)
+
+
+def consume_keyed(url: str, name: str) -> None:
+    """Handle in order of the key, with a dependency that fails now and then; lines are `nanoseconds key number`."""
+    bus = Bus(url)
+
+    @bus.on(steps(name), concurrency=8, retry=Retry(attempts=None, backoff=fixed(0.02)))
+    def handle(step: Step) -> None:
+        _say(time.monotonic_ns(), step.key, step.number)  # one clock for all processes of a machine
+        time.sleep(WORK)
+        if random.random() < 0.2:
+            raise ConnectionError("the dependency is flaky")
+
+    bus.run()
+
+
+def consume_poison(url: str, name: str, poison: str) -> None:
+    """Die of one message, as a fault in native code would; lines are the numbers handled."""
+    bus = Bus(url)
+
+    @bus.on(Queue(name, int), concurrency=4, retry=Retry(crashes=2))
+    def handle(number: int) -> None:
+        if number == int(poison):
+            os.kill(os.getpid(), signal.SIGKILL)
+        _say(number)
+
+    bus.run()
+
+
+def publish_delayed(url: str, name: str, delay: str) -> None:
+    """Publish one message, say so, and stay."""
+    bus = Bus(url)
+    bus.publish(Queue(name, str), "later", delay=float(delay))
+    _say("published")
+    threading.Event().wait()
+
+
+def replay_slowly(url: str, name: str, rate: str) -> None:
+    """Replay all dead letters of a queue, and say when the first has gone."""
+    bus = Bus(url)
+    letters = bus.dead_letters(Queue(name, int))
+    before = len(letters.list(limit=1000))
+    threading.Thread(target=letters.replay, kwargs={"rate": float(rate)}, daemon=True).start()
+    while len(letters.list(limit=1000)) == before:
+        time.sleep(WORK)
+    _say("begun")
+    threading.Event().wait()
+
+
+def run_until_signal(url: str, name: str, work: str) -> None:
+    """Handle one message at a time, each for `work` seconds; lines are `begin N` and `end N`, the last one `stopped`."""
+    bus = Bus(url)
+
+    @bus.on(Queue(name, int), concurrency=1)
+    def handle(number: int) -> None:
+        _say("begin", number)
+        time.sleep(float(work))
+        _say("end", number)
+
+    bus.run()
+    _say("stopped")
+
+
+def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
+    """Handle one message with a single native call of that many seconds, during which no other thread runs."""
+    bus = Bus(url)
+    size = _million_sums(float(seconds))
+
+    @bus.on(Queue(name, str), concurrency=1)
+    def handle(word: str, delivery: Delivery[str]) -> None:
+        _say("begin", word, delivery.attempt)
+        sum(range(size))
+        _say("end", word)
+
+    bus.run()
+
+
+def declare_everything(url: str, stem: str) -> None:
+    """Declare a queue, a keyed queue and a topic with two groups."""
+    bus = Bus(url)
+    bus.declare(Queue(f"{stem}-q"), Queue(f"{stem}-k", str, key=str), Topic(f"{stem}-t", groups=["a", "b"]))
+    bus.close()
+    _say("declared")
+
+
+def _million_sums(seconds: float) -> int:
+    """How many numbers `sum(range(n))` adds up in that time, here and now."""
+    began = time.perf_counter()
+    sum(range(1_000_000))
+    return int(1_000_000 * seconds / (time.perf_counter() - began))
+
+
+def _say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
