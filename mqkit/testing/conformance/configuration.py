@@ -280,7 +280,11 @@ class TestConfiguration:
     def test_a_secret_in_the_url_is_never_shown(self, harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         scheme, _, rest = harness.url.partition("://")
-        urls = [harness.url_with(password=SECRET), f"{scheme}://someone:{SECRET}@{rest}", f"{scheme}x://u:{SECRET}@host"]
+        urls = [
+            harness.url_with(password=SECRET),
+            f"{scheme}://someone:{SECRET}@{rest}",
+            f"{scheme}x://u:{SECRET}@host",
+        ]
         urls += [f"{scheme}://u:{SECRET}@host:notaport/", f"{scheme}://u:{SECRET}#x@host/"]
         shown: list[str] = []
 

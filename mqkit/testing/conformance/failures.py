@@ -436,7 +436,11 @@ class TestFailures:
 
     @case("F.20")
     def test_a_middleware_that_swallows_errors_changes_nothing_wherever_it_stands(self, harness: Harness) -> None:
-        inside, outside, bus = Queue(harness.unique("inside"), str), Queue(harness.unique("outside"), str), harness.bus()
+        inside, outside, bus = (
+            Queue(harness.unique("inside"), str),
+            Queue(harness.unique("outside"), str),
+            harness.bus(),
+        )
         seen_by_watch: list[tuple[str, str]] = []
 
         @contextmanager
