@@ -276,11 +276,10 @@ class ConsumePump:
 
         The pump's next turn asks the backend and takes revoked deliveries out of `waiting`.
         """
-        until = time.monotonic() + 5.0
-        seen = self._served_at
+        asked = time.monotonic()
         self._wake()
-        while self._served_at == seen and time.monotonic() < until and not self._stopping.wait(0.005):
-            continue
+        while self._served_at < asked and time.monotonic() < asked + 5.0 and not self._stopping.wait(0.005):
+            self._wake()  # the turn that slept may have taken the one before
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
@@ -369,14 +368,16 @@ class ConsumePump:
         trouble = RESTART[0]
         while True:
             self._armed = False
+            # Read before draining: whoever settled and then stopped us must find it carried out.
+            stopping = self._stopping.is_set()
             if settlements := self._drain():
                 receiver.settle(settlements)
             if self._suspects:
                 self._isolate(receiver)
-            stopping = self._stopping.is_set()
             if stopping and self._stopped(receiver):
                 return
             room = 0 if stopping or self._suspects else max(0, self._window - len(self._inflight))
+            asked = time.monotonic()
             try:
                 turn = receiver.receive(room, self._patience())
             except Lost:
@@ -388,11 +389,11 @@ class ConsumePump:
                 self._stopping.wait(trouble)
                 trouble = min(RESTART[1], trouble * 2)
                 continue
-            self._served_at = time.monotonic()
             if trouble != RESTART[0] or self.state != "running":
                 trouble, self.state = RESTART[0], "running"
             if turn.revoked or turn.refused:
                 self._lose(receiver, turn)
+            self._served_at = asked  # not now: the process may have slept inside, after the backend was asked
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
             if self._forming:

@@ -127,18 +127,11 @@ class PublishPump:
     def flush(self, timeout: float) -> None:
         """Wait for every `publish_soon` so far; raise what failed since the last flush."""
         _, late = wait(list(self._undelivered), timeout)
-        failures, self._failures = self._failures, []
         if late:
             raise TimedOut(
                 f"{len(late)} messages are not confirmed after {timeout:g} s; {self.trouble() or 'still sending'}"
             )
-        if len(failures) == 1:
-            raise failures[0]
-        if failures:
-            kinds = ", ".join(sorted({type(error).__name__ for error in failures}))
-            summary = PublishFailed(f"{len(failures)} messages were not confirmed ({kinds}); first: {failures[0]}")
-            summary.retryable = False
-            raise summary from ExceptionGroup("publish_soon", [e for e in failures if isinstance(e, Exception)])
+        self._raise_failures()
 
     def wait_connected(self, timeout: float) -> None:
         """Raises why not, when there is no connection within the timeout."""
@@ -149,6 +142,17 @@ class PublishPump:
                 raise error
             if time.monotonic() >= deadline:
                 raise Unavailable(f"no connection within {timeout:g} s: {self._state}")
+
+    def _raise_failures(self) -> None:
+        """What `publish_soon` could not send since the last time somebody asked."""
+        failures, self._failures = self._failures, []
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            kinds = ", ".join(sorted({type(error).__name__ for error in failures}))
+            summary = PublishFailed(f"{len(failures)} messages were not confirmed ({kinds}); first: {failures[0]}")
+            summary.retryable = False
+            raise summary from ExceptionGroup("publish_soon", [e for e in failures if isinstance(e, Exception)])
 
     def trouble(self) -> str | None:
         """Why nothing can be published now; None while it can."""
@@ -163,6 +167,7 @@ class PublishPump:
 
         Raises:
             TimedOut: Accepted publishes are undelivered; the text has their number. They are not sent later.
+            PublishFailed: Everything was answered, and some of it failed since the last flush.
         """
         deadline = time.monotonic() + timeout
         _, late = wait(list(self._undelivered), timeout)
@@ -182,6 +187,7 @@ class PublishPump:
                 f"closed with {max(len(left), lost)} accepted messages undelivered after {timeout:g} s: "
                 f"{self._state or 'the broker did not confirm them'}"
             )
+        self._raise_failures()
 
     @property
     def alive(self) -> bool:

@@ -156,14 +156,13 @@ class Bus(Handlers):
 
         Raises:
             Unencodable, ConfigError: One of them can never be sent; none was.
-            TimedOut: No message was confirmed within the timeout, and all were withdrawn.
         """
         self.blocking("publish_many")
         if options.get("id") is not None:
             raise ConfigError("publish_many gives each message its own id; use publish(id=...)")
         messages = [self.prepare(to, payload, options) for payload in payloads]
         tickets = self.publish_pump.send_many(messages)
-        return self._outcomes(tickets, messages, time.monotonic() + timeout, timeout)
+        return self._outcomes(tickets, messages, time.monotonic() + timeout)
 
     def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
         """Send a message on: body, headers, key and id untouched. Raises as `publish`."""
@@ -288,6 +287,7 @@ class Bus(Handlers):
 
         Raises:
             TimedOut: Accepted publishes are undelivered after `timeout` seconds, and lost with this process.
+            PublishFailed: What `publish_soon` sent since the last flush was refused.
         """
         with self._lock:
             if self._closed:
@@ -480,7 +480,7 @@ class Bus(Handlers):
         return message.id
 
     def _outcomes(
-        self, tickets: Sequence[Ticket], messages: Sequence[Outgoing], deadline: float, timeout: float
+        self, tickets: Sequence[Ticket], messages: Sequence[Outgoing], deadline: float
     ) -> list[str | PublishFailed]:
         results: list[str | PublishFailed] = []
         for ticket, message in zip(tickets, messages, strict=True):

@@ -61,7 +61,7 @@ def message_of(received: Received) -> Message:
         id=received.id,
         body=received.body,
         key=received.key,
-        headers=received.headers,
+        headers=dict(received.headers),  # what a handler does to them must not reach a retry or a dead letter
         type=envelope.type,
         content_type=envelope.content_type,
         correlation_id=envelope.correlation_id,
@@ -126,7 +126,7 @@ class Delivery(Generic[T]):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._received.headers
+        return self.message.headers
 
     @property
     def destination(self) -> Destination[Any]:

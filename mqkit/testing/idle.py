@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from mqkit._consume import Attempt
 from mqkit.backends.base import Address, Depth
 from mqkit.bus import Bus
-from mqkit.destinations import Topic
 from mqkit.errors import ConfigError, TimedOut
 from mqkit.testing.clock import VirtualClock
 from mqkit.worker import Worker
@@ -126,10 +125,10 @@ def _depths(bus: Bus) -> Sequence[Depth]:
 
 def _refuse_unhandled(bus: Bus) -> None:
     handled = {registration.name for registration, _, _ in bus._collected()}
-    known = {destination.name for destination in bus._topology_of().destinations if not isinstance(destination, Topic)}
+    known = {destination.name for destination in bus._topology_of().destinations}
     for depth in _depths(bus):
         address = depth.address
         if address.dead or address.kind == "broadcast" or not depth.ready:
             continue
-        if str(address) not in handled and (address.name in known or address.group):
+        if str(address) not in handled and address.name in known:
             raise ConfigError(f"{depth.ready} messages wait in {address}, for which {bus!r} has no handler")

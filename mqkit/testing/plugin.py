@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--mqkit-results",
         metavar="FILE",
         type=Path,
-        help="append what became of each conformance case to this file, as JSON lines",
+        help="write what became of each conformance case to this file, as JSON lines",
     )
 
 
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def chosen(config: pytest.Config) -> list[str]:
     """The backends that were asked for."""
-    names = [name.strip() for name in config.getoption("--mqkit-backends").split(",")]
+    names = [name.strip() for name in str(config.getoption("--mqkit-backends")).split(",")]
     for name in names:
         if name not in BACKENDS:
             raise pytest.UsageError(f"--mqkit-backends: {name!r} is none of {', '.join(BACKENDS)}")
@@ -105,12 +105,17 @@ def _lacking(capabilities: Capabilities, needs: list[str]) -> str | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report: Any = yield
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     marker = item.get_closest_marker("mqkit_case")
     harness = getattr(item, "funcargs", {}).get("harness")
     if marker is not None and harness is not None:
-        name = getattr(item, "originalname", item.name)
+        name: str = getattr(item, "originalname", item.name)
+        capabilities = dataclasses.asdict(harness.capabilities)
+        # Plain values: under xdist they travel to the main process.
+        report.mqkit_capabilities = {
+            name: "any" if value == math.inf else value for name, value in capabilities.items()
+        }
         report.mqkit_case = {
             "case": marker.args[0],
             "title": name.removeprefix("test_").replace("_", " "),
@@ -120,23 +125,34 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 class Results:
-    """Appends one line per case: its id, title, backend, outcome, and the reason of a skip."""
+    """
+    Writes a line for each case: its id, title, backend, outcome, and the reason of a skip or failure. Before the first
+    one of a backend stands a line with its capabilities.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._described: set[str] = set()
+        path.write_text("")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        found = getattr(report, "mqkit_case", None)
+        found: dict[str, str] | None = getattr(report, "mqkit_case", None)
         if found is None or (report.when != "call" and report.passed):
             return
+        if found["backend"] not in self._described:
+            self._described.add(found["backend"])
+            self._write({"backend": found["backend"], "capabilities": report.mqkit_capabilities})
+        self._write({**found, "outcome": report.outcome, "reason": _reason(report)})
+
+    def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps({**found, "outcome": report.outcome, "reason": _reason(report)}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """Of a skip, as it was given; of a failure, its last line."""
+    """Of a skip, as it was given; of a failure, its first line."""
     if report.skipped and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     if report.failed:
-        return str(getattr(getattr(report.longrepr, "reprcrash", None), "message", "")).split("\n")[0]
+        return str(getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longrepr)).split("\n")[0]
     return ""

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from mqkit.native import SqliteTopic
 from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
 
 
+class SqliteHarness(Harness):
+    def retention(self, seconds: float) -> object:
+        return SqliteTopic(retain=seconds)
+
+
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
-    harness = Harness(f"sqlite:///{tmp_path / 'mqkit.db'}")
+    harness = SqliteHarness(f"sqlite:///{tmp_path / 'mqkit.db'}")
     yield harness
     harness.close()

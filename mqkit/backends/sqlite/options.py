@@ -34,8 +34,10 @@ class SqliteOptions:
     def __post_init__(self) -> None:
         if not self.lease > 0.2:
             raise ValueError(f"lease={self.lease} is too short to be renewed in time; use more than 0.2 seconds")
-        if self.max_body < 1 or self.reserve < 0 or self.busy < 0:
-            raise ValueError("max_body, reserve and busy must be positive")
+        if self.max_body <= 4096:
+            raise ValueError(f"max_body={self.max_body} must be over 4096, of which that much is kept for dead letters")
+        if self.reserve < 0 or self.busy < 0:
+            raise ValueError("reserve and busy must not be negative")
 
 
 def file_path(url: Url) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -36,8 +36,7 @@ def case(id: str, *, needs: Sequence[str] = ()) -> Callable[[F], F]:
                 pytest.skip(f"{id} needs {missing}, which {harness.capabilities.name} does not have")
             return method(self, harness, *args, **kwargs)
 
-        marked: F = pytest.mark.mqkit_case(id)(gated)
-        return marked
+        return cast("F", pytest.mark.mqkit_case(id)(gated))
 
     return decorate
 

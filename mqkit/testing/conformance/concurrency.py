@@ -11,7 +11,7 @@ import pytest
 
 from mqkit import Bus, Delivery, Queue, Retry, fixed
 from mqkit.testing.conformance.cases import case
-from mqkit.testing.conformance.failures import GOLDEN, act, drain
+from mqkit.testing.conformance.failures import GOLDEN, act, drain, take_all
 from mqkit.testing.conformance.harness import Harness
 from mqkit.testing.conformance.ordering import short_lease
 
@@ -34,7 +34,7 @@ class TestConcurrency:
 
         asyncio.run(cancel_first())
 
-        assert pull(bus, words, 2) == ["after"]
+        assert [one.payload for one in take_all(bus, words)] == ["after"]
 
     @case("L.02")
     def test_a_cancelled_publish_arrives_once_or_not_at_all_and_spares_the_others(self, harness: Harness) -> None:
@@ -50,7 +50,7 @@ class TestConcurrency:
 
         confirmed = asyncio.run(cancel_every_third())
         bus.flush()
-        seen = pull(bus, numbers, 151)
+        seen = [one.payload for one in take_all(bus, numbers)]
 
         assert len(seen) == len(set(seen))
         assert confirmed <= set(seen) <= set(range(150))
@@ -166,10 +166,7 @@ class TestConcurrency:
         code = process.wait()
 
         assert (code, process.lines()) == (0, ["begin 0", "end 0", "stopped"])
-        with bus.subscription(numbers) as messages:
-            rest = messages.receive(max=9, timeout=2.0)
-            rest += messages.receive(max=9, timeout=0.2)
-        assert [(one.payload, one.attempt) for one in rest] == [(number, 1) for number in range(1, 5)]
+        assert [(one.payload, one.attempt) for one in take_all(bus, numbers)] == [(number, 1) for number in range(1, 5)]
 
     @case("L.07")
     def test_an_iteration_that_is_abandoned_gives_its_messages_back(self, harness: Harness) -> None:
@@ -182,9 +179,9 @@ class TestConcurrency:
                     break
                 delivery.ack()
 
-        with second.subscription(numbers) as messages:
-            rest = [one for _ in range(8) for one in messages.receive(timeout=2.0)]
-        assert sorted((one.payload, one.attempt) for one in rest) == [(number, 1) for number in range(2, 10)]
+        assert sorted((one.payload, one.attempt) for one in take_all(second, numbers)) == [
+            (number, 1) for number in range(2, 10)
+        ]
 
     @case("L.08")
     def test_handlers_of_both_colours_give_the_same_trace(self, harness: Harness) -> None:
@@ -266,14 +263,3 @@ class TestConcurrency:
         assert (begun, seen) == ([1], [("long", 1)])
         assert stopped < 10.0 * harness.scale
         assert second.dead_letters(words).list() == []
-
-
-def pull(bus: Bus, source: Queue[str] | Queue[int], most: int) -> list[object]:
-    """The payloads that wait, fewer than `most` if no more come within a second."""
-    seen: list[object] = []
-    with bus.subscription(source, prefetch=most) as messages:  # type: ignore[arg-type]
-        while len(seen) < most and (deliveries := messages.receive(max=most, timeout=1.0)):
-            for delivery in deliveries:
-                delivery.ack()
-                seen.append(delivery.payload)
-    return seen

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -139,10 +140,11 @@ class TestFailures:
         def handle(order: Placed) -> None:
             seen.append(order.number)
 
-        for number in range(10):
+        for number in range(5):
             bus.publish(orders, Placed(number))
-            if number == 4:
-                broken = bus.publish(raw, b'{"number": "\xff')
+        broken = bus.publish(raw, b'{"number": "\xff')
+        for number in range(5, 10):
+            bus.publish(orders, Placed(number))
 
         trace = drain(harness, bus)
 
@@ -257,24 +259,25 @@ class TestFailures:
 
     @case("F.11")
     def test_a_replay_that_is_interrupted_loses_nothing(self, harness: Harness) -> None:
-        numbers, bus = dead_numbers(harness, 12)
+        numbers, bus = dead_numbers(harness, 250)
         letters = bus.dead_letters(numbers)
         looked_at: list[str] = []
 
         def interrupted(letter: DeadLetter[int]) -> bool:
             looked_at.append(letter.id)
-            if len(looked_at) == 7:
+            if len(looked_at) == 200:
                 raise KeyboardInterrupt
             return True
 
         with pytest.raises(KeyboardInterrupt):
-            letters.replay(where=interrupted, rate=1000.0)
+            letters.replay(where=interrupted)
 
-        left = [letter.id for letter in letters.list()]
-        with bus.subscription(numbers) as messages:
-            replayed = [delivery.id for delivery in messages.receive(max=12, timeout=2.0)]
-        assert len(set(left) | set(replayed)) == 12
-        assert len(left) + len(replayed) in ([12] if harness.capabilities.atomic else [12, 13])
+        left = [letter.id for letter in letters.list(limit=1000)]
+        replayed = [delivery.id for delivery in take_all(bus, numbers)]
+        assert replayed
+        assert len(left) >= 50
+        assert len(set(left) | set(replayed)) == 250
+        assert len(left) + len(replayed) == 250 or not harness.capabilities.atomic
 
     @case("F.12")
     def test_a_replay_reaches_only_the_group_that_gave_up(self, harness: Harness) -> None:
@@ -323,8 +326,7 @@ class TestFailures:
 
         assert counts == [1, 1, 0, 4, 0]
         assert letters.list() == []
-        with bus.subscription(numbers) as messages:
-            assert [(one.id, one.payload) for one in messages.receive(max=9, timeout=2.0)] == [(first.id, 100)]
+        assert [(one.id, one.payload) for one in take_all(bus, numbers)] == [(first.id, 100)]
 
     @case("F.15")
     def test_a_middleware_that_raises_fails_the_attempt_and_the_consumer_lives(self, harness: Harness) -> None:
@@ -530,12 +532,11 @@ class TestFailures:
         process.wait()
 
         left = [letter.id for letter in letters.list()]
-        with bus.subscription(numbers, prefetch=50) as messages:
-            replayed = [delivery.id for delivery in messages.receive(max=50, timeout=2.0)]
-        assert 0 < len(replayed)
-        assert len(left) > 0
+        replayed = [delivery.id for delivery in take_all(bus, numbers)]
+        assert left
+        assert replayed
         assert len(set(left) | set(replayed)) == 40
-        assert len(left) + len(replayed) in ([40] if harness.capabilities.atomic else [40, 41])
+        assert len(left) + len(replayed) == 40 or not harness.capabilities.atomic
 
 
 # Of each message: attempt, outcome and what was raised.
@@ -583,6 +584,17 @@ def dead_numbers(harness: Harness, count: int) -> tuple[Queue[int], Bus]:
     failing.publish_many(numbers, range(count))
     drain(harness, failing)
     return numbers, harness.bus()
+
+
+def take_all(bus: Bus, source: Queue[Any]) -> list[Delivery[Any]]:
+    """Everything that waits in a queue, acknowledged; it is over when nothing comes for a second."""
+    taken: list[Delivery[Any]] = []
+    with bus.subscription(source, prefetch=1000) as messages:
+        while deliveries := messages.receive(max=1000, timeout=1.0):
+            for delivery in deliveries:
+                delivery.ack()
+            taken += deliveries
+    return taken
 
 
 def bodies(letters: list[DeadLetter[int]]) -> list[bytes]:

@@ -8,7 +8,6 @@ import pytest
 
 from mqkit import Delivery, Queue, Retry, Topic, fixed
 from mqkit.errors import CapabilityMissing, ConfigError
-from mqkit.testing import run_until_idle
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import drain
 from mqkit.testing.conformance.harness import Harness
@@ -60,13 +59,11 @@ class TestTiming:
         seen: list[str] = []
         bus.on(words)(seen.append)
 
-        try:
-            bus.publish(words, "in centuries", delay=CENTURIES)
-        except CapabilityMissing as refused:
-            assert harness.capabilities.delay < CENTURIES
-            assert harness.capabilities.name in str(refused)
+        if harness.capabilities.delay < CENTURIES:
+            with pytest.raises(CapabilityMissing, match=harness.capabilities.name):
+                bus.publish(words, "in centuries", delay=CENTURIES)
         else:
-            assert harness.capabilities.delay >= CENTURIES
+            bus.publish(words, "in centuries", delay=CENTURIES)
         bus.publish(words, "soon", delay=0.2)
         with bus.worker():
             harness.wait(lambda: seen)
@@ -193,6 +190,6 @@ class TestTiming:
 
         bus.publish(topic, "before")
         bus.publish(topic, "meanwhile", delay=1.5)
-        run_until_idle(bus, timeout=20.0 * harness.scale)
+        drain(harness, bus)
 
         assert sorted(seen) == [("early", "before"), ("early", "meanwhile"), ("late", "meanwhile")]

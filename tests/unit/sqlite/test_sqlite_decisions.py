@@ -49,9 +49,9 @@ def test_wrong_options_are_named(query: str, complaint: str) -> None:
 
 
 def test_options_reach_the_capabilities() -> None:
-    capabilities = backend("sqlite:///app.db?lease=7&max_body=1000").capabilities
+    capabilities = backend("sqlite:///app.db?lease=7&max_body=10000").capabilities
 
-    assert (capabilities.lease, capabilities.max_body) == (7.0, 1000)
+    assert (capabilities.lease, capabilities.max_body) == (7.0, 10000)
 
 
 def test_making_a_backend_creates_no_file(tmp_path: Path) -> None:
