@@ -16,7 +16,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench docs clean
+.PHONY: help demo test test-fast check format bench docs site clean
 
 help:  ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,7 +36,7 @@ check: $(VENV)/.dev  ## lint, format, types, layers, docs
 	$(BIN)/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(PY)
 	$(BIN)/lint-imports --no-cache --no-logo
-	$(MAKE) --no-print-directory docs
+	$(MAKE) --no-print-directory site
 
 format: $(VENV)/.dev  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
@@ -45,7 +45,14 @@ format: $(VENV)/.dev  ## let ruff repair what it can
 bench: $(VENV)/.dev  ## the benchmarks; ARGS is handed on
 	$(PY) -m benchmarks $(ARGS)
 
-docs: $(VENV)/.dev  ## the documentation site, into site/
+docs: $(VENV)/.dev  ## run the conformance suite, write its table, build the site
+	mkdir -p build
+	$(PYTEST) tests/conformance --mqkit-results=build/conformance.jsonl
+	$(PY) -m mqkit.testing.conformance.report build/conformance.jsonl > build/guarantees.md
+	mv build/guarantees.md docs/guarantees.md
+	$(MAKE) --no-print-directory site
+
+site: $(VENV)/.dev  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what was built, the virtual environment too

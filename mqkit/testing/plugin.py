@@ -6,7 +6,9 @@ Loaded by every pytest that runs where mqkit is installed, so it imports nothing
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -112,14 +114,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if marker is not None and harness is not None:
         name: str = getattr(item, "originalname", item.name)
         capabilities = dataclasses.asdict(harness.capabilities)
-        # Plain values: under xdist they travel to the main process.
-        report.mqkit_capabilities = {
-            name: "any" if value == math.inf else value for name, value in capabilities.items()
-        }
-        report.mqkit_case = {
+        vars(report)["mqkit_case"] = {
             "case": marker.args[0],
             "title": name.removeprefix("test_").replace("_", " "),
             "backend": harness.capabilities.name,
+        }
+        # Plain values only: under xdist they travel to the main process, and JSON has no infinity.
+        vars(report)["mqkit_capabilities"] = {
+            field: "any" if value == math.inf else value for field, value in capabilities.items()
         }
     return report
 
@@ -141,7 +143,7 @@ class Results:
             return
         if found["backend"] not in self._described:
             self._described.add(found["backend"])
-            self._write({"backend": found["backend"], "capabilities": report.mqkit_capabilities})
+            self._write({"backend": found["backend"], "capabilities": vars(report)["mqkit_capabilities"]})
         self._write({**found, "outcome": report.outcome, "reason": _reason(report)})
 
     def _write(self, line: dict[str, Any]) -> None:
