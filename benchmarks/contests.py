@@ -1,0 +1,95 @@
+"""All contests with their goals."""
+
+from __future__ import annotations
+
+from benchmarks import footprint, memory, peers, sqlite, sqlite_raw
+from benchmarks.contest import Contest, Goal
+from benchmarks.footprint import MEGABYTES, MILLISECONDS
+from benchmarks.sample import CPU, MEDIAN, P99, RATE
+
+CONTESTS = (
+    Contest(
+        "memory",
+        {"publish and handle": memory.publish_and_handle, "with an async handler": memory.publish_and_handle_async},
+        (Goal("publish and handle", RATE, least=100_000),),
+        "One process, one thread that calls publish_soon, small JSON documents, handlers that do nothing.",
+    ),
+    Contest(
+        "engine",
+        {
+            "bare loop over a deque": memory.bare_loop,
+            "handle, raw bytes": memory.handle_raw,
+            "handle, JSON": memory.handle_json,
+        },
+        (
+            Goal("handle, raw bytes", CPU, most=3.0, against="bare loop over a deque", by="difference"),
+            Goal("handle, JSON", CPU, most=10.0),
+        ),
+        "Messages that wait in memory:// already are received, decoded, handed to a handler and settled.",
+    ),
+    Contest(
+        "sqlite-publish",
+        {
+            "sqlite3, group commit": sqlite_raw.publish,
+            "mqkit publish_soon": sqlite.publish,
+            "sqlite3, one by one": sqlite_raw.publish_one_by_one,
+            "mqkit publish": sqlite.publish_waiting,
+            "huey": peers.huey_publish,
+            "kombu": peers.kombu_publish,
+        },
+        (Goal("mqkit publish_soon", RATE, least=0.5, against="sqlite3, group commit"),),
+        "Documents of 1 KiB, WAL, synchronous=FULL. huey and kombu wait for every message: compare them with `mqkit publish`.",
+    ),
+    Contest(
+        "sqlite-consume",
+        {
+            "sqlite3, log and leases": sqlite_raw.consume,
+            "mqkit": sqlite.consume,
+            "huey": peers.huey_consume,
+            "kombu": peers.kombu_consume,
+        },
+        (
+            Goal("mqkit", RATE, least=0.4, against="sqlite3, log and leases"),
+            Goal("mqkit", RATE, least=5.0, against="huey"),
+        ),
+        "As before. sqlite3 claims and settles 100 at a time; huey deletes a task before it runs it, the others settle afterwards.",
+    ),
+    Contest(
+        "sqlite-threads",
+        {"1 thread": sqlite.publish_waiting, "8 threads": sqlite.publish_waiting_from_8_threads},
+        (Goal("8 threads", RATE, least=3.0, against="1 thread"),),
+        "Every thread waits for each of its publishes; those that wait at the same time share a commit.",
+    ),
+    Contest(
+        "latency",
+        {"memory": memory.latency, "sqlite, two processes": sqlite.latency_between_processes},
+        (
+            Goal("memory", MEDIAN, most=2.0),
+            Goal("memory", P99, most=2.0),
+            Goal("sqlite, two processes", MEDIAN, most=5.0),
+            Goal("sqlite, two processes", P99, most=5.0),
+        ),
+        "One message at a time, nothing else to do. Another job on the machine shows here first.",
+    ),
+    Contest(
+        "backlog",
+        {"10,000 waiting": sqlite.waiting_10_000, "1,000,000 waiting": sqlite.waiting_1_000_000},
+        (
+            Goal("1,000,000 waiting", f"publish {RATE}", least=0.7, against="10,000 waiting"),
+            Goal("1,000,000 waiting", f"consume {RATE}", least=0.7, against="10,000 waiting"),
+        ),
+        "Small documents on SQLite.",
+    ),
+    Contest(
+        "growth",
+        {"slow consumer": footprint.slow_consumer},
+        (Goal("slow consumer", MEGABYTES, most=50.0),),
+        "Resident memory of a consumer from before its worker starts to its highest point in 8 s.",
+    ),
+    Contest(
+        "import",
+        {"import mqkit": footprint.import_mqkit, "what it stands on": footprint.import_msgspec},
+        (Goal("import mqkit", MILLISECONDS, most=100.0),),
+        "Fails if a driver, typer or rich comes along. What it stands on: msgspec, concurrent.futures, asyncio.",
+    ),
+)
