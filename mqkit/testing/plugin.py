@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mqkit_needs(*capabilities): skip where the backend of mqkit_url lacks one")
     config.addinivalue_line("markers", "mqkit_case(id): a case of the conformance suite")
+    config.addinivalue_line("markers", "slow: a case that takes many seconds or several processes")
     results: Path | None = config.getoption("--mqkit-results")
     if results is not None and not hasattr(config, "workerinput"):  # under xdist reports come to the main process
         config.pluginmanager.register(Results(results))
