@@ -43,16 +43,18 @@ CONTESTS = (
     Contest(
         "sqlite-consume",
         {
-            "sqlite3, log and leases": sqlite_raw.consume,
+            "sqlite3, 100 at a time": sqlite_raw.consume,
+            "sqlite3, 1000 at a time": sqlite_raw.consume_by_1000,
             "mqkit": sqlite.consume,
             "huey": peers.huey_consume,
             "kombu": peers.kombu_consume,
         },
         (
-            Goal("mqkit", RATE, least=0.4, against="sqlite3, log and leases"),
+            Goal("mqkit", RATE, least=0.4, against="sqlite3, 100 at a time"),
             Goal("mqkit", RATE, least=5.0, against="huey"),
         ),
-        "As before. sqlite3 claims and settles 100 at a time; huey deletes a task before it runs it, the others settle afterwards.",
+        "As before. mqkit takes up to 1000 at a time when handlers are fast, so on a slow disk it waits less often than a loop "
+        "that takes 100. huey deletes a task before it runs it, the others settle afterwards.",
     ),
     Contest(
         "sqlite-threads",
