@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import random
 import threading
 import time
@@ -37,6 +38,8 @@ OVERFLOWS: tuple[Overflow, ...] = ("block", "reject", "drop_oldest", "drop_newes
 WINDOW = 1000  # messages with the broker and not yet answered
 BLOCK = 30.0  # longest time publish_soon waits for room
 RECONNECT = (0.1, 5.0)  # first and longest wait between two attempts to connect
+
+_address = operator.attrgetter("address")
 
 
 class PublishPump:
@@ -331,7 +334,7 @@ class PublishPump:
 
     def _submit(self, publisher: Publisher, batch: list[Ticket]) -> None:
         messages = [ticket.outgoing for ticket in batch if ticket.outgoing is not None]
-        if self._topology.missing({message.address for message in messages}):
+        if self._topology.missing(set(map(_address, messages))):
             messages = self._declared(messages)
         if messages:
             self._inflight += len(messages)

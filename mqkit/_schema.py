@@ -34,7 +34,7 @@ class Schema:
             raise ConfigError(f"{name!r}: two types of {type!r} share a name on the wire; give one a msgspec tag")
         self._encode = codec.encoder(type)
         self._accepts: dict[Any, str] = {}  # type(payload) -> wire name, grown by use
-        self._content_type = codec.content_type
+        self.content_type = codec.content_type
         self._by_name = {wire: codec.decoder(member) for wire, member in named.items()}
         plain = [member for member, wire in self._members.items() if not wire]
         # A body without a type name (a foreign sender's) is tried as the whole type where msgspec can tell its members
@@ -61,7 +61,7 @@ class Schema:
     def decode(self, body: bytes, envelope: Envelope) -> Any:
         """Raises `Undecodable` when the body does not fit or its type is not one of the destination's."""
         try:
-            if envelope.content_type == self._content_type:
+            if envelope.content_type == self.content_type:
                 decode = self._own.get(envelope.type) or self._untyped(envelope)
             else:
                 decode = self._other(envelope)

@@ -29,14 +29,15 @@ class Ticket(Future[str]):
     it looks for a result, so neither misses the other.
     """
 
-    def __init__(self, outgoing: Outgoing) -> None:
-        self._state = PENDING
-        self._result: str | None = None
-        self._exception: BaseException | None = None
-        self.outgoing: Outgoing | None = outgoing
-
+    # What most tickets never change stands here, once, and is not written per publish.
+    _state = PENDING
+    _result: str | None = None
+    _exception: BaseException | None = None
     retried = False  # the destination was declared again for it
     on_resolved: Callable[[Ticket, BaseException | None], None] | None = None
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self.outgoing: Outgoing | None = outgoing
 
     def __getattr__(self, name: str) -> Any:
         make = _LATE.get(name)
