@@ -21,7 +21,7 @@ from mqkit._outgoing import forwarded, outgoing
 from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
 from mqkit._registry import backend_for, known_schemes
 from mqkit._ticket import Ticket
-from mqkit._topology import Mode, Topology, source_declaration
+from mqkit._topology import Mode, Topology, declaration_of
 from mqkit._url import Url
 from mqkit.aio import AsyncBus
 from mqkit.backends.base import Address, Admin, Backend, Outgoing
@@ -417,9 +417,7 @@ class Bus(Handlers):
         if to.priorities > backend.capabilities.priorities:
             raise CapabilityMissing(f"{to!r} declares priorities, and {backend.capabilities.name} has none")
         if group is not None and to.declare:
-            topology.note_source(
-                source_declaration(to, check_name(group, "group"), backend.capabilities.name), weak=True
-            )
+            topology.note_source(declaration_of(to, check_name(group, "group"), backend.capabilities.name), weak=True)
 
     def _opened_backend(self) -> Backend:
         if self._backend is not None and not self._closed:

@@ -90,6 +90,8 @@ class MemoryBackend(Backend):
 
     def receiver(self, source: Declaration, window: int) -> MemoryReceiver:
         del window  # nothing is fetched ahead
+        with self._broker.lock:
+            self._broker.decide(source)
         return MemoryReceiver(self._broker, source.address)
 
     def admin(self) -> MemoryAdmin:
@@ -146,6 +148,11 @@ class Source:
         self.inflight = 0
         self.keys: dict[str, KeyLock] | None = {} if declaration.order == "key" else None
         self.idle: set[MemoryReceiver] = set()  # receivers that wait for a message
+
+    def decide(self, declaration: Declaration) -> None:
+        """Its first consumer says whether keys keep their order. Nothing was handed out before."""
+        self.declaration = msgspec.structs.replace(self.declaration, order=declaration.order)
+        self.keys = {} if declaration.order == "key" else None
 
     def put(self, stored: Stored, now: float) -> None:
         if stored.due > now:
@@ -368,8 +375,17 @@ class Broker:
             return
         for option in ("keyed", "priorities", "order", "native"):
             have, want = getattr(existing, option), getattr(declaration, option)
-            if have != want and not (address.kind == "topic" and not address.group and option == "order"):
+            undecided = option == "order" and (address not in self.sources or have is None or want is None)
+            if have != want and not undecided:
                 raise TopologyMismatch(f"{address} exists with {option}={have!r}, and {option}={want!r} is declared")
+        if create:
+            self.decide(declaration)
+
+    def decide(self, declaration: Declaration) -> None:
+        """Under the lock."""
+        source = self.sources.get(declaration.address)
+        if source is not None and source.declaration.order is None and declaration.order is not None:
+            source.decide(declaration)
 
     def _declaration(self, address: Address) -> Declaration | None:
         if address in self.sources:

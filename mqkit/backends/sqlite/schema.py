@@ -15,11 +15,13 @@ from mqkit.errors import StoreDamaged
 VERSION = 1
 SHIFT = 40
 
+UNDECIDED = -1  # `ordered` of a group that nobody has consumed yet; until then it works like one without order
+
 READY, DUE_LATER, BEHIND_KEY = 0, 1, 2  # states of a side row
 
 # mq_destination.keep    someone may read it: groups, or listeners of a broadcast; with none, and no retain, nothing is stored
 # mq_destination.low     everything up to here is gone, or named by a side or lease row
-# mq_group.ordered       order="key", fixed when the group is declared
+# mq_group.ordered       order="key", fixed when the first consumer declares the group
 # mq_group.base          `published` at declaration, corrected for what only others (or only this one) can see
 # mq_message.grp         NULL: every group, 0: whoever has a side row for it, else this group alone
 # mq_lease               attempt NULL: as the envelope says; deliveries NULL: the first one
