@@ -111,7 +111,7 @@ class MemoryBackend(Backend):
 
 
 class Stored(msgspec.Struct, gc=False):
-    """A message in one source. `seq` is its place; it keeps it through retries and releases."""
+    """A message in one source. `seq` is its place, given when it is due; it keeps it through retries and releases."""
 
     seq: int
     message: Outgoing
@@ -148,6 +148,7 @@ class Source:
         self.inflight = 0
         self.keys: dict[str, KeyLock] | None = {} if declaration.order == "key" else None
         self.idle: set[MemoryReceiver] = set()  # receivers that wait for a message
+        self.places = itertools.count(1)
 
     def decide(self, declaration: Declaration) -> None:
         """Its first consumer says whether keys keep their order. Nothing was handed out before."""
@@ -165,10 +166,19 @@ class Source:
             for receiver in self.idle:
                 receiver.ready.set()
 
-    def take(self, receiver: MemoryReceiver, room: int, now: float) -> list[Stored]:
+    def promote(self, now: float) -> None:
+        """What is due: a message that came back has its place, one that was delayed takes the next."""
         while self.waiting and self.waiting[0][0] <= now:
             stored = heapq.heappop(self.waiting)[2]
-            heapq.heappush(self.back, (-stored.message.priority, stored.seq, stored))
+            if stored.deliveries:
+                heapq.heappush(self.back, (-stored.message.priority, stored.seq, stored))
+            else:
+                stored.seq = next(self.places)
+                self.put(stored, now)
+
+    def take(self, receiver: MemoryReceiver, room: int, now: float) -> list[Stored]:
+        if self.waiting:
+            self.promote(now)
         taken: list[Stored] = []
         while len(taken) < room:
             if self.back:
@@ -333,6 +343,8 @@ class Broker:
                 heapq.heappush(topic.waiting, entry)
                 self._wake_idle(topic.groups.values())
             else:
+                if topic.waiting:
+                    self.tick(address, self.clock.now())
                 self._fan_out(topic, message)
         else:
             raise NotFound(f"{address} does not exist on {self!r}")
@@ -407,6 +419,7 @@ class Broker:
             topic = self.topics.setdefault(address.name, Topic(plain))
             if not address.group:
                 return
+            self.tick(address, self.clock.now())  # due before this group was there
         source = self.sources[address] = Source(declaration)
         self.sources[address.dead_letters] = Source(Declaration(address.dead_letters))
         if topic is not None:
@@ -447,9 +460,10 @@ class Broker:
         expires, due, now = None, 0.0, 0.0
         if message.delay or message.ttl is not None or source.waiting:
             now = self.clock.now()
+            source.promote(now)
             due = now + message.delay if delayed and message.delay else 0.0
             expires = max(now, due) + message.ttl if message.ttl is not None else None
-        source.put(Stored(next(self._seq), message, message.envelope.attempt, expires, due), now)
+        source.put(Stored(next(source.places), message, message.envelope.attempt, expires, due), now)
 
     def _wake_idle(self, sources: Iterable[Source]) -> None:
         for source in sources:

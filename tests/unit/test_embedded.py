@@ -1,7 +1,8 @@
-"""What declarations decide, and what they leave open, on the embedded backends."""
+"""What memory:// and sqlite:// do alike where a backend on a network may differ, or where no conformance case looks."""
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,16 @@ def make_bus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeBus
 
 def words(*groups: str) -> Topic[str]:
     return Topic("words", str, key=lambda word: word[0], groups=groups)
+
+
+def handled(bus: Bus, source: Topic[str] | Queue[str], **options: object) -> list[str]:
+    """Everything it is given, one after the other."""
+    payloads = []
+    with bus.subscription(source, **options) as messages:  # type: ignore[call-overload]
+        while taken := messages.receive(max=1, timeout=0.3):
+            payloads.append(taken[0].payload)
+            taken[0].ack()
+    return payloads
 
 
 @pytest.mark.parametrize(("order", "handed_out"), [("none", ["a1", "a2"]), ("key", ["a1"])])
@@ -85,11 +96,32 @@ def test_what_was_removed_before_the_first_consumer_does_not_disturb_the_order_o
     admin.close()
     bus.publish(topic, "a4")
 
-    handled = []
-    with bus.subscription(topic, group="statistics", order="key") as messages:
-        while taken := messages.receive(max=1, timeout=0.3):
-            handled.append(taken[0].payload)
-            taken[0].ack()
+    payloads = handled(bus, topic, group="statistics", order="key")
+    assert [word for word in payloads if word[0] == "a"] == ["a1", "a3", "a4"]
+    assert [word for word in payloads if word[0] == "b"] == ["b1", "b2"]
 
-    assert [word for word in handled if word[0] == "a"] == ["a1", "a3", "a4"]
-    assert [word for word in handled if word[0] == "b"] == ["b1", "b2"]
+
+@pytest.mark.parametrize("address", ["queue", "topic"])
+def test_a_delayed_message_comes_before_what_was_published_after_it_was_due(make_bus, address: str):
+    topic = address == "topic"
+    to = words("everybody") if topic else Queue("words", str, key=lambda word: word[0])
+    bus = make_bus()
+    bus.publish(to, "a3", delay=0.05)
+    bus.publish_many(to, ["a1", "b1", "a2"])
+
+    time.sleep(0.1)  # nobody looks meanwhile
+    bus.publish(to, "a4")
+
+    assert handled(bus, to, **({"group": "everybody"} if topic else {})) == ["a1", "b1", "a2", "a3", "a4"]
+
+
+def test_what_was_due_before_a_group_existed_does_not_reach_it(make_bus):
+    bus = make_bus()
+    bus.publish(words("early"), "before", delay=0.05)
+
+    time.sleep(0.1)
+    bus.declare(words("early", "late"))
+    bus.publish(words(), "after")
+
+    assert handled(bus, words(), group="late") == ["after"]
+    assert handled(bus, words(), group="early") == ["before", "after"]
