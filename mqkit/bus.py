@@ -26,7 +26,7 @@ from mqkit._url import Url
 from mqkit.aio import AsyncBus
 from mqkit.backends.base import Address, Admin, Backend, Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
-from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, PublishFailed
+from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, NotFound, PublishFailed
 from mqkit.handlers import Handlers, Provider, Registration
 from mqkit.health import Health
 from mqkit.message import Message, PublishOptions
@@ -472,9 +472,12 @@ class Bus(Handlers):
             raise ConfigError(f"{self!r} consumes already; register handlers before its worker starts")
 
     def _publish_within(self, message: Outgoing, native: Any) -> str:
-        backend = self._opened_backend()
-        self._topology_of().ensure(backend, [message.address])
-        backend.publish_within(native, [message])
+        try:
+            self._opened_backend().publish_within(native, [message])
+        except (
+            NotFound
+        ) as exc:  # and it cannot be declared now, while that transaction may keep all others from writing
+            raise ConfigError(f"{exc}, before your transaction begins: bus.declare(...)") from exc
         return message.id
 
     def _outcomes(

@@ -109,7 +109,8 @@ def append(db: sqlite3.Connection | sqlite3.Cursor, route: Route, parcel: Parcel
 
 
 def promote(
-    db: sqlite3.Connection | sqlite3.Cursor, destination: int, now: float, limit: int = _PROMOTED_AT_ONCE) -> int:
+    db: sqlite3.Connection | sqlite3.Cursor, destination: int, now: float, limit: int = _PROMOTED_AT_ONCE
+) -> int:
     """Append delayed messages of a destination that are due, as if they were published now; how many."""
     rows = db.execute(
         """SELECT id, grp, due, ttl, priority, key, message_id, envelope, body FROM mq_later

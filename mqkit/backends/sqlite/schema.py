@@ -62,7 +62,7 @@ STEPS: dict[int, tuple[str, ...]] = {
 }
 
 
-def version(db: sqlite3.Connection) -> int:
+def version(db: sqlite3.Connection | sqlite3.Cursor) -> int:
     """Of the tables in the file; 0 when there are none."""
     if not db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'mq_meta'").fetchone():
         return 0
