@@ -606,6 +606,7 @@ class ConsumePump:
             attempts=received.attempt,
             origin=str(received.address),
             died_at=now,
+            priority=received.priority,
         )
         envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
         return Outgoing(
