@@ -28,6 +28,7 @@ T = TypeVar("T")
 MOST_WORK, MOST_BYTES = 1000, 4 << 20  # in one transaction, give or take its last ticket
 PATIENCE = 30.0  # seconds a caller waits for a transaction before it gives up
 _FILE_CHECK, _CLOCK_STORED = 1.0, 10.0
+_IDLE = 1.0  # seconds without work before the file is tidied
 
 
 class State(enum.Enum):
@@ -159,6 +160,9 @@ class Committer:
         self._room = True
         self._swept: dict[int, float] = {}
         self._version = 0
+        self._untidy = True
+        self._worked_at = 0.0
+        self._worked_version = -1
         self._thread = threading.Thread(target=self._run, name="mqkit-sqlite", daemon=True)
         self._thread.start()
 
@@ -197,7 +201,7 @@ class Committer:
         if self._opened.is_set() and self._failure is None and self.file.inherited:
             return
         self._stopping = True
-        if self._opened.is_set() and self._failure is None:
+        if self._opened.is_set() and self._failure is None and self._thread.is_alive():
             self._wakeup.ring()
         self._thread.join(PATIENCE)
 
@@ -227,7 +231,7 @@ class Committer:
                     self._transact(work)
                 elif self._stopping:
                     return
-                else:
+                elif not self._tidy():
                     self._sleep()
         finally:
             ended = Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
@@ -271,16 +275,36 @@ class Committer:
         if self._standing:
             now = self.file.clock.now()
             timeout = min(_FILE_CHECK, max(0.0, min(ticket.again_at for ticket in self._standing) - now))
+        if self._untidy:
+            timeout = min(timeout, max(0.0, self._worked_at + _IDLE - time.monotonic()))
         self._asleep = True
         if not self._inbox and not self._stopping:
             self._wakeup.wait(timeout, watch=bool(self._standing))
         self._asleep = False
+
+    def _tidy(self) -> bool:
+        """When nobody has written for a while, in this process or another: one bounded step; is there more to do?"""
+        now = time.monotonic()
+        if not self._untidy or now - self._worked_at < _IDLE:
+            return False
+        try:
+            [(version,)] = self.file.writer.execute("PRAGMA data_version").fetchall()
+            if version != self._worked_version:
+                self._worked_version, self._worked_at = version, now
+                return False
+            self.file.check()
+            with self.file.turn:
+                self._untidy = self.file.shrink()
+        except (sqlite3.Error, MqkitError):
+            self._untidy = False  # whoever works with the file next is told
+        return self._untidy
 
     def _transact(self, found: list[Ticket]) -> None:
         """`found` and what has queued up meanwhile, in one transaction."""
         work: list[Ticket] = []
         waiting: list[Claimant] = []
         committing = False
+        self._untidy, self._worked_at = True, time.monotonic()
         db = self.file.writer
         try:
             self.file.check()

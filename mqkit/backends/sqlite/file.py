@@ -35,6 +35,8 @@ NETWORK_TYPES = frozenset(
     )
 )
 WAL_WARNING = 64 << 20
+SPARE_PAGES, SHRINK_STEP = 1000, 500
+_INCREMENTAL = 2  # as PRAGMA auto_vacuum says it
 _PRAGMAS = (
     "PRAGMA cache_size = -16384",
     "PRAGMA temp_store = MEMORY",
@@ -113,6 +115,23 @@ class File:
         except OSError:
             return True  # whatever happened to the folder, `check` says it better
         return disk.f_bavail * disk.f_frsize >= self.options.reserve
+
+    def shrink(self) -> bool:
+        """
+        Give at most `SHRINK_STEP` free pages back to the system, under the turn; is there more to give?
+
+        Some stay, for the next backlog. A file made by somebody else keeps its size unless it was made to shrink.
+        """
+        db = self.writer
+        free = _pragma(db, "freelist_count")
+        if free <= SPARE_PAGES or _pragma(db, "auto_vacuum") != _INCREMENTAL:
+            return False
+        step = min(SHRINK_STEP, free - SPARE_PAGES)
+        db.executescript(f"PRAGMA incremental_vacuum({step})")  # `execute` would free a single page
+        if step == SHRINK_STEP:
+            return True
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # which cuts the file
+        return False
 
     def wal_size(self) -> int:
         try:
@@ -200,6 +219,11 @@ class File:
             if db.in_transaction:
                 db.execute("ROLLBACK")
         return now
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    value: int = db.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
 
 
 def identity(path: str) -> tuple[int, int] | None:
