@@ -16,10 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from mqkit.backends.sqlite import leases
 from mqkit.backends.sqlite.errors import commit_unknown, in_doubt, translate
 from mqkit.backends.sqlite.file import File, inherit, refuse_inherited
 from mqkit.backends.sqlite.log import Appender
 from mqkit.backends.sqlite.options import SqliteOptions
+from mqkit.backends.sqlite.process import Process, this_process
 from mqkit.backends.sqlite.wakeup import Wakeup
 from mqkit.errors import Closed, ConfigError, MqkitError, Unavailable
 
@@ -28,6 +30,7 @@ T = TypeVar("T")
 MOST_WORK, MOST_BYTES = 1000, 4 << 20  # in one transaction, give or take its last ticket
 PATIENCE = 30.0  # seconds a caller waits for a transaction before it gives up
 _FILE_CHECK, _CLOCK_STORED = 1.0, 10.0
+_DEATHS_LOOKED_FOR = 1.0
 _IDLE = 1.0  # seconds without work before the file is tidied
 
 
@@ -150,6 +153,7 @@ class Committer:
         self.options = options
         self.users = 1
         self.file: File
+        self._process: Process
         self._failure: BaseException | None = None
         self._opened = threading.Event()
         self._inbox: deque[Ticket] = deque()
@@ -160,6 +164,7 @@ class Committer:
         self._room = True
         self._swept: dict[int, float] = {}
         self._version = 0
+        self._deaths_looked_for = 0.0
         self._untidy = True
         self._worked_at = 0.0
         self._worked_version = -1
@@ -217,6 +222,7 @@ class Committer:
 
     def _run(self) -> None:
         try:
+            self._process = this_process()
             self.file = File(self.path, self.options)
             self._wakeup = Wakeup(self.path)
         except BaseException as exc:  # noqa: BLE001  raised again by `wait_open`
@@ -244,6 +250,7 @@ class Committer:
         db, now = self.file.writer, self.file.clock.now()
         work: list[Ticket] = []
         try:
+            self._look_for_deaths()
             self._standing = [ticket for ticket in self._standing if ticket.state is State.WAITING]
             if self._standing and self._changed(now):
                 work += [ticket for ticket in self._standing if ticket.urgent(db, now)]
@@ -257,6 +264,16 @@ class Committer:
             error = translate(exc, self.path) if isinstance(exc, sqlite3.Error) else exc
             self._fail([*self._standing, *self._drain()], error)
         return work
+
+    def _look_for_deaths(self) -> None:
+        """Once a second: owners of processes that are dead need not be waited for until their leases end."""
+        if time.monotonic() - self._deaths_looked_for < _DEATHS_LOOKED_FOR:
+            return
+        self._deaths_looked_for = time.monotonic()
+        if self._process.namespace is None:
+            return
+        if dead := leases.find_dead(self.file.writer, self.file.clock.boot, self._process):
+            self._inbox.append(Call(lambda tx: tx.appender.touched.update(leases.expire(tx.db, dead))))
 
     def _changed(self, now: float) -> bool:
         """May somebody who waits find something: another process committed, or a time has come?"""

@@ -12,7 +12,7 @@ import sqlite3
 
 from mqkit.errors import StoreDamaged
 
-VERSION = 1
+VERSION = 2
 SHIFT = 40
 
 UNDECIDED = -1  # `ordered` of a group that nobody has consumed yet; until then it works like one without order
@@ -23,6 +23,7 @@ READY, DUE_LATER, BEHIND_KEY = 0, 1, 2  # states of a side row
 # mq_destination.low     everything up to here is gone, or named by a side or lease row
 # mq_group.ordered       order="key", fixed when the first consumer declares the group
 # mq_group.base          `published` at declaration, corrected for what only others (or only this one) can see
+# mq_owner.started       with `namespace`, by which others see that its process is dead; NULL: they cannot
 # mq_message.grp         NULL: every group, 0: whoever has a side row for it, else this group alone
 # mq_lease               attempt NULL: as the envelope says; deliveries NULL: the first one
 # mq_keylock             exists while a message of the key is in hand (held) or parked
@@ -58,6 +59,10 @@ STEPS: dict[int, tuple[str, ...]] = {
         """CREATE TABLE mq_keylock(grp INTEGER NOT NULL, key TEXT NOT NULL, owner INTEGER, held INTEGER NOT NULL,
              PRIMARY KEY(grp, key)) WITHOUT ROWID""",
         "CREATE INDEX mq_keylock_free ON mq_keylock(grp, key) WHERE held = 0 AND owner IS NOT NULL",
+    ),
+    2: (
+        "ALTER TABLE mq_owner ADD COLUMN started INTEGER",
+        "ALTER TABLE mq_owner ADD COLUMN namespace TEXT",
     ),
 }
 

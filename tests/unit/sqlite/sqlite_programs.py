@@ -58,6 +58,16 @@ def hold(path: str, source: Declaration, count: int, holding: Event, options: di
         receiver.receive(0, 10.0)
 
 
+def hold_until_killed(path: str) -> None:
+    """As `hold`, for a process that is started by a command: a line says that it has taken a message."""
+    station = Station(path)
+    receiver = station.backend.receiver(station.declare(QUEUE), 1)
+    assert len(take(receiver, 1)) == 1
+    print("holding", flush=True)
+    while True:
+        receiver.receive(0, 10.0)
+
+
 def hold_alone(path: str, source: Declaration, holding: Event, options: dict[str, Any]) -> None:
     """Take one message, say that it runs alone, and hang."""
     station = Station(path, **options)
