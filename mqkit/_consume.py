@@ -164,6 +164,7 @@ class ConsumePump:
         self._forming: list[Delivery[Any]] = []
         self._forming_since = 0.0
         self._suspects: list[Delivery[Any]] = []
+        self._next: list[Delivery[Any]] = []  # start once the settlement before them in their key is carried out
         self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
         self._alone: Delivery[Any] | None = None
         self._early = settings.promise == "at_most_once" or settings.live
@@ -411,6 +412,8 @@ class ConsumePump:
             if turn.revoked or turn.refused:
                 self._lose(receiver, turn)
             self._served_at = asked  # not now: the process may have slept inside, after the backend was asked
+            if self._next:
+                self._start_next()
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
             if self._forming:
@@ -419,7 +422,7 @@ class ConsumePump:
 
     def _patience(self) -> float:
         """How long `receive` may block."""
-        if self._verdicts:
+        if self._verdicts or self._next:
             return 0.0
         if self._hungry:
             return 0.002
@@ -533,10 +536,17 @@ class ConsumePump:
                 if self._inflight.pop(follower._received.handle, None) is not None:
                     out.append(Release(follower._received))
             return
+        self._next += ready
+
+    def _start_next(self) -> None:
+        """What stood in its key behind messages that are settled now, also in the eyes of whoever takes over from us."""
+        ready, self._next = self._next, []
         for follower in ready:
+            if self._inflight.get(follower._received.handle) is not follower:
+                continue
             if self.settings.batch is not None:
                 self._join_batch(follower)
-            elif lanes.admit(follower):
+            elif self._lanes is None or self._lanes.admit(follower):
                 self._start(follower)
 
     def _conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
@@ -674,9 +684,22 @@ class ConsumePump:
             log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
             again.append(Release(received, COPY_RETRY))
         if again:
-            receiver.settle(again)
+            receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:
             log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
+
+    def _hold_back(self, keys: set[str | None], turn: Turn) -> list[Settlement]:
+        """Of keys whose first message comes again: what would start now behind it goes back too, in order."""
+        if self._lanes is None:
+            return []
+        keys.discard(None)
+        back = [delivery._received for delivery in self._next if delivery.key in keys]
+        self._next = [delivery for delivery in self._next if delivery.key not in keys]
+        for received in back:
+            self._inflight.pop(received.handle, None)
+        back += [received for received in turn.deliveries if received.key in keys]
+        turn.deliveries = [received for received in turn.deliveries if received.key not in keys]
+        return [Release(received) for received in back]
 
     def _isolate(self, receiver: Receiver) -> None:
         """
@@ -718,8 +741,8 @@ class ConsumePump:
         kept = {id(delivery) for delivery in keep}
         followers = self._lanes.take_followers() if self._lanes is not None else set()
         forming = {id(delivery) for delivery in self._forming}
-        not_admitted = followers | {id(delivery) for delivery in self._held}
-        self._forming, self._held = [], []
+        not_admitted = followers | {id(delivery) for delivery in (*self._held, *self._next)}
+        self._forming, self._held, self._next = [], [], []
         for handle, delivery in list(self._inflight.items()):
             if id(delivery) in kept:
                 continue
@@ -753,7 +776,7 @@ class ConsumePump:
         self._waiting.clear()
         self._endings.clear()
         self._forming = []
-        self._suspects, self._held = [], []
+        self._suspects, self._held, self._next = [], [], []
         self._alone = None
         if self._lanes is not None:
             self._lanes.clear()
