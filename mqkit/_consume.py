@@ -35,6 +35,7 @@ AHEAD = 0.1  # seconds of work it may hold beyond what runs, measured by what it
 LOOK = 0.05  # seconds over which that is measured
 QUICK_LOOK, ENOUGH = 0.005, 100  # ... or these, when so many were handled: a fast start for fast handlers
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
+ANSWER = 5.0  # seconds a handler waits to hear whether its delivery is still ours
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
 REASON_BYTES = 2000
 
@@ -165,14 +166,17 @@ class ConsumePump:
         self._forming: list[Delivery[Any]] = []
         self._forming_since = 0.0
         self._suspects: list[Delivery[Any]] = []
+        self._next: list[Delivery[Any]] = []  # start once the settlement before them in their key is carried out
         self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
         self._alone: Delivery[Any] | None = None
         self._early = settings.promise == "at_most_once" or settings.live
         self._direct = settings.batch is None and not settings.ordered  # nothing waits for others of its kind
         self._timeout, self._where = settings.timeout, settings.where
-        self._half_lease = None if self._can.lease is None else self._can.lease / 2
+        # At most once a delivery was settled before, and is ours whatever happened since.
+        self._half_lease = None if self._can.lease is None or self._early else self._can.lease / 2
         self._now: Callable[[], float] = time.time
         self._served_at = time.monotonic()
+        self._asked_in_vain = 0.0
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._hungry = False
@@ -246,8 +250,12 @@ class ConsumePump:
 
     def _begin(self, delivery: Delivery[Any]) -> bool:
         received = delivery._received
-        if self._half_lease is not None and time.monotonic() - self._served_at > self._half_lease:
-            self._ask_first()
+        slept = self._half_lease is not None and time.monotonic() - self._served_at > self._half_lease
+        if slept and not self._ask_first():
+            if self._waiting.pop(received.handle, None) is delivery:
+                delivery._settled = True
+                self.finish(delivery, asyncio.CancelledError())  # released, uncounted, once the backend answers
+            return False
         if received.lease_until is not None and time.monotonic() > received.lease_until:
             return False
         if self._waiting.pop(received.handle, None) is not delivery:
@@ -271,16 +279,23 @@ class ConsumePump:
         self.finish(delivery, outcome)
         return False
 
-    def _ask_first(self) -> None:
+    def _ask_first(self) -> bool:
         """
-        This process slept longer than half a lease: what it holds may be another's by now.
+        This process slept longer than half a lease: what it holds may be another's by now. Did the backend answer?
 
-        The pump's next turn asks the backend and takes revoked deliveries out of `waiting`.
+        The pump's next turn asks it and takes revoked deliveries out of `waiting`. Where one has waited in vain for the
+        answer, the others do not wait again.
         """
-        asked = time.monotonic()
-        self._wake()
-        while self._served_at < asked and time.monotonic() < asked + 5.0 and not self._stopping.wait(0.005):
-            self._wake()  # the turn that slept may have taken the one before
+        asked = self._asked_in_vain
+        if self._served_at >= asked:
+            asked = time.monotonic()
+            self._wake()
+            while self._served_at < asked and time.monotonic() < asked + ANSWER and not self._stopping.wait(0.005):
+                self._wake()  # the turn that slept may have taken the one before
+        if self._served_at >= asked:
+            return True
+        self._asked_in_vain = asked
+        return False
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
@@ -391,6 +406,8 @@ class ConsumePump:
             if turn.revoked or turn.refused:
                 self._lose(receiver, turn)
             self._served_at = asked  # not now: the process may have slept inside, after the backend was asked
+            if self._next:
+                self._start_next()
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
             if self._forming:
@@ -399,7 +416,7 @@ class ConsumePump:
 
     def _patience(self) -> float:
         """How long `receive` may block."""
-        if self._verdicts:
+        if self._verdicts or self._next:
             return 0.0
         if self._hungry:
             return 0.002
@@ -525,10 +542,17 @@ class ConsumePump:
                 if self._inflight.pop(follower._received.handle, None) is not None:
                     out.append(Release(follower._received))
             return
+        self._next += ready
+
+    def _start_next(self) -> None:
+        """What stood in its key behind messages that are settled now, also in the eyes of whoever takes over from us."""
+        ready, self._next = self._next, []
         for follower in ready:
+            if self._inflight.get(follower._received.handle) is not follower:
+                continue
             if self.settings.batch is not None:
                 self._join_batch(follower)
-            elif lanes.admit(follower):
+            elif self._lanes is None or self._lanes.admit(follower):
                 self._start(follower)
 
     def _conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
@@ -615,6 +639,7 @@ class ConsumePump:
             attempts=received.attempt,
             origin=str(received.address),
             died_at=now,
+            priority=received.priority,
         )
         envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
         return Outgoing(
@@ -665,9 +690,22 @@ class ConsumePump:
             log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
             again.append(Release(received, COPY_RETRY))
         if again:
-            receiver.settle(again)
+            receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:
             log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
+
+    def _hold_back(self, keys: set[str | None], turn: Turn) -> list[Settlement]:
+        """Of keys whose first message comes again: what would start now behind it goes back too, in order."""
+        if self._lanes is None:
+            return []
+        keys.discard(None)
+        back = [delivery._received for delivery in self._next if delivery.key in keys]
+        self._next = [delivery for delivery in self._next if delivery.key not in keys]
+        for received in back:
+            self._inflight.pop(received.handle, None)
+        back += [received for received in turn.deliveries if received.key in keys]
+        turn.deliveries = [received for received in turn.deliveries if received.key not in keys]
+        return [Release(received) for received in back]
 
     def _isolate(self, receiver: Receiver) -> None:
         """
@@ -709,8 +747,8 @@ class ConsumePump:
         kept = {id(delivery) for delivery in keep}
         followers = self._lanes.take_followers() if self._lanes is not None else set()
         forming = {id(delivery) for delivery in self._forming}
-        not_admitted = followers | {id(delivery) for delivery in self._held}
-        self._forming, self._held = [], []
+        not_admitted = followers | {id(delivery) for delivery in (*self._held, *self._next)}
+        self._forming, self._held, self._next = [], [], []
         for handle, delivery in list(self._inflight.items()):
             if id(delivery) in kept:
                 continue
@@ -744,7 +782,7 @@ class ConsumePump:
         self._waiting.clear()
         self._endings.clear()
         self._forming = []
-        self._suspects, self._held = [], []
+        self._suspects, self._held, self._next = [], [], []
         self._alone = None
         if self._lanes is not None:
             self._lanes.clear()
