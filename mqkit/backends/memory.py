@@ -574,6 +574,8 @@ class MemoryReceiver:
             stored.since,
             stored.expires_at,
             message.priority,
+            None,
+            stored.seq,
         )
 
     def _carry_out(self) -> Sequence[tuple[Received, MqkitError]]:
@@ -687,6 +689,7 @@ class MemoryAdmin:
                     one.deliveries,
                     expires_at=one.expires_at,
                     priority=one.message.priority,
+                    native=one.seq,
                 )
                 for one in stored[:limit]
             ]

@@ -145,4 +145,9 @@ def fail_twice(step: Step, delivery: Delivery[Step]) -> None:
 
 def short_lease(harness: Harness) -> str:
     """The URL for cases that kill: where a lease guards what a process holds, it is one second."""
-    return harness.url if harness.capabilities.lease is None else harness.url_with(lease=1.0)
+    return lease_of(harness, 1.0)
+
+
+def lease_of(harness: Harness, seconds: float) -> str:
+    """The URL with this lease, where there is one."""
+    return harness.url if harness.capabilities.lease is None else harness.url_with(lease=seconds)
