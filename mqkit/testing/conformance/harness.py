@@ -143,6 +143,14 @@ class Harness:
         finally:
             admin.close()
 
+    def purge(self, source: Destination[Any], group: str | None = None) -> int:
+        """Remove what waits there, not what is in somebody's hands; how many."""
+        admin = self._backend.admin()
+        try:
+            return admin.purge(source.address._replace(group=group or ""))
+        finally:
+            admin.close()
+
     def consumer(self, program: str, *args: str, url: str | None = None) -> Process:
         """
         A real process that calls `program(url, *args)`.
