@@ -408,7 +408,7 @@ class Broker:
         elif address.kind == "broadcast":
             self.broadcasts.pop(address.name, None)
         else:
-            if address.kind == "topic" and address.name in self.topics:
+            if address.kind == "topic" and not address.dead and address.name in self.topics:
                 self.topics[address.name].groups.pop(address.group, None)
             self._drop(address)
 

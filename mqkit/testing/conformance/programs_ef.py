@@ -20,8 +20,11 @@ __all__ = [
     "consume_keyed",
     "consume_poison",
     "declare_everything",
+    "fail_and_wait",
     "hold_the_interpreter",
+    "partitioned",
     "publish_delayed",
+    "publish_partitioned",
     "replay_slowly",
     "run_until_signal",
     "steps",
@@ -40,6 +43,30 @@ class Step:
 
 def steps(name: str) -> Queue[Step]:
     return Queue(name, Step, key=lambda step: step.key)
+
+
+def partitioned(name: str, partitions: int) -> Queue[Step]:
+    return Queue(name, Step, key=lambda step: step.key, partitions=partitions)
+
+
+def publish_partitioned(url: str, name: str, partitions: str, keys: str) -> None:
+    """Publish one message of each key, and say so."""
+    bus = Bus(url)
+    bus.publish_many(partitioned(name, int(partitions)), [Step(f"key {key}", 1) for key in range(int(keys))])
+    bus.close()
+    _say("published")
+
+
+def fail_and_wait(url: str, name: str) -> None:
+    """Fail every attempt of three; lines are its number."""
+    bus = Bus(url)
+
+    @bus.on(Queue(name, str), retry=Retry(attempts=3, backoff=fixed(1.0)))
+    def handle(word: str, delivery: Delivery[str]) -> None:
+        _say("attempt", delivery.attempt)
+        raise ConnectionError(word)
+
+    bus.run()
 
 
 def consume_keyed(url: str, name: str) -> None:
