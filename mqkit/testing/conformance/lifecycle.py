@@ -223,10 +223,10 @@ class TestLifecycle:
         seen: list[int] = []
         bus.on(numbers, concurrency=1)(seen.append)
 
-        for start in range(0, 90, 30):
+        for first in range(0, 90, 30):
             with bus.worker():
-                bus.publish_many(numbers, range(start, start + 30))
-                harness.wait(lambda start=start: len(seen) > start)  # type: ignore[misc]
+                bus.publish_many(numbers, range(first, first + 30))
+                harness.wait(lambda first=first: len(seen) > first)  # type: ignore[misc]
         with bus.worker():
             harness.wait_empty(numbers)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit.errors import MqkitError
 
 __all__ = [
     "Step",
@@ -22,12 +24,14 @@ __all__ = [
     "declare_everything",
     "fail_and_wait",
     "hold_the_interpreter",
+    "open_without",
     "partitioned",
     "publish_delayed",
     "publish_partitioned",
     "replay_slowly",
     "run_until_signal",
     "steps",
+    "sums_in",
 ]
 
 WORK = 0.002  # seconds a handler is at work, so that kills meet handlers that run
@@ -133,7 +137,7 @@ def run_until_signal(url: str, name: str, work: str) -> None:
 def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
     """Handle one message with a single native call of that many seconds, during which no other thread runs."""
     bus = Bus(url)
-    size = _million_sums(float(seconds))
+    size = sums_in(float(seconds))
 
     @bus.on(Queue(name, str), concurrency=1)
     def handle(word: str, delivery: Delivery[str]) -> None:
@@ -144,16 +148,29 @@ def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
     bus.run()
 
 
-def declare_everything(url: str, stem: str) -> None:
-    """Declare a queue, a keyed queue and a topic with two groups."""
-    bus = Bus(url)
-    bus.declare(Queue(f"{stem}-q"), Queue(f"{stem}-k", str, key=str), Topic(f"{stem}-t", groups=["a", "b"]))
-    bus.close()
-    _say("declared")
+def declare_everything(url: str, stem: str, go: str) -> None:
+    """Declare a queue, a keyed queue and a topic with two groups, twice, as soon as the file `go` is there."""
+    _say("ready")
+    while not os.path.exists(go):
+        time.sleep(WORK)
+    for _ in range(2):
+        bus = Bus(url)
+        bus.declare(Queue(f"{stem}-q"), Queue(f"{stem}-k", str, key=str), Topic(f"{stem}-t", groups=["a", "b"]))
+        bus.close()
+        _say("declared")
 
 
-def _million_sums(seconds: float) -> int:
-    """How many numbers `sum(range(n))` adds up in that time, here and now."""
+def open_without(url: str, module: str) -> None:
+    """Open a bus where this module is not installed; the line is the error's class and text."""
+    sys.modules[module] = None  # type: ignore[assignment]  # how the import system says that there is none
+    try:
+        Bus(url).open()
+    except MqkitError as exc:
+        _say(type(exc).__name__, exc)
+
+
+def sums_in(seconds: float) -> int:
+    """How many numbers `sum(range(n))`, which lets no other thread run, adds up in that time, here and now."""
     began = time.perf_counter()
     sum(range(1_000_000))
     return int(1_000_000 * seconds / (time.perf_counter() - began))
