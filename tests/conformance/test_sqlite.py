@@ -18,7 +18,7 @@ from mqkit.testing.conformance import Harness
 
 # What a program without mqkit does; the same statements are in docs/backends/sqlite.md.
 INSERT = """INSERT INTO mq_later(destination, due, message_id, envelope, body)
-            SELECT id, 0, ?, ?, ? FROM mq_destination WHERE name = ?"""
+            SELECT id, 0, ?, ?, CAST(? AS BLOB) FROM mq_destination WHERE name = ?"""
 SELECT = """SELECT body FROM mq_message m JOIN mq_destination d ON m.id >> 40 = d.id WHERE d.name = ? ORDER BY m.id"""
 
 

@@ -364,7 +364,7 @@ async def use_every_verb(face: Any, bus: Bus, harness: Harness) -> list[object]:
 
     letters = face.dead_letters(words)
     async with face.subscription(words, prefetch=10, retry=Retry(attempts=2, never=(ValueError,))) as messages:
-        taken = {}
+        taken: dict[str, Delivery[str]] = {}
         while len(taken) < 5:
             taken |= {one.payload: one for one in await messages.receive(max=10, timeout=5.0)}
         trace.append([(word, one.key, dict(one.headers), one.attempt) for word, one in sorted(taken.items())])

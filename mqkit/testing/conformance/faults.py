@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from mqkit.backends.base import Backend, Declaration, Outcome, Outgoing, Publisher, Received, Receiver, Settlement, Turn
 from mqkit.errors import MqkitError
@@ -30,10 +29,13 @@ class Faults:
         self.crash: list[Exception] = []
         publisher, receiver = backend.publisher, backend.receiver
 
+        def faulty_publisher() -> Publisher:
+            return FaultyPublisher(publisher(), self)
+
         def faulty_receiver(source: Declaration, window: int) -> Receiver:
             return FaultyReceiver(receiver(source, window), self)
 
-        vars(backend).update(publisher=lambda: FaultyPublisher(publisher(), self), receiver=faulty_receiver)
+        vars(backend).update(publisher=faulty_publisher, receiver=faulty_receiver)
 
 
 class FaultyPublisher:
@@ -58,8 +60,15 @@ class FaultyPublisher:
         refused, self._refused = self._refused, []
         return [*refused, *self._inner.abandon()]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    def wake(self) -> None:
+        self._inner.wake()
+
+    @property
+    def blocked(self) -> str | None:
+        return self._inner.blocked
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class FaultyReceiver:
@@ -90,5 +99,14 @@ class FaultyReceiver:
         refused, self._refused = self._refused, []
         return Turn(turn.deliveries, turn.revoked, [*refused, *turn.refused]) if refused else turn
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    def isolate(self, delivery: Received) -> None:
+        self._inner.isolate(delivery)
+
+    def wake(self) -> None:
+        self._inner.wake()
+
+    def now(self) -> float:
+        return self._inner.now()
+
+    def close(self) -> None:
+        self._inner.close()
