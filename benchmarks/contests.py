@@ -5,13 +5,16 @@ from __future__ import annotations
 from benchmarks import footprint, memory, peers, sqlite, sqlite_raw
 from benchmarks.contest import Contest, Goal
 from benchmarks.footprint import MEGABYTES, MILLISECONDS
-from benchmarks.sample import CPU, MEDIAN, P99, RATE
+from benchmarks.sample import CPU, MEDIAN, RATE
 
 CONTESTS = (
     Contest(
         "memory",
         {"publish and handle": memory.publish_and_handle, "with an async handler": memory.publish_and_handle_async},
-        (Goal("publish and handle", RATE, least=100_000),),
+        (
+            Goal("publish and handle", RATE, least=100_000),
+            Goal("with an async handler", CPU, most=10.0, against="publish and handle", by="difference"),
+        ),
         "One process, one thread that calls publish_soon, small JSON documents, handlers that do nothing.",
     ),
     Contest(
@@ -43,16 +46,18 @@ CONTESTS = (
     Contest(
         "sqlite-consume",
         {
-            "sqlite3, log and leases": sqlite_raw.consume,
+            "sqlite3, 100 at a time": sqlite_raw.consume,
+            "sqlite3, 1000 at a time": sqlite_raw.consume_by_1000,
             "mqkit": sqlite.consume,
             "huey": peers.huey_consume,
             "kombu": peers.kombu_consume,
         },
         (
-            Goal("mqkit", RATE, least=0.4, against="sqlite3, log and leases"),
+            Goal("mqkit", RATE, least=0.4, against="sqlite3, 100 at a time"),
             Goal("mqkit", RATE, least=5.0, against="huey"),
         ),
-        "As before. sqlite3 claims and settles 100 at a time; huey deletes a task before it runs it, the others settle afterwards.",
+        "As before. mqkit takes up to 1000 at a time when handlers are fast, so on a slow disk it waits less often than a loop "
+        "that takes 100. huey deletes a task before it runs it, the others settle afterwards.",
     ),
     Contest(
         "sqlite-threads",
@@ -65,9 +70,7 @@ CONTESTS = (
         {"memory": memory.latency, "sqlite, two processes": sqlite.latency_between_processes},
         (
             Goal("memory", MEDIAN, most=2.0),
-            Goal("memory", P99, most=2.0),
             Goal("sqlite, two processes", MEDIAN, most=5.0),
-            Goal("sqlite, two processes", P99, most=5.0),
         ),
         "One message at a time, nothing else to do. Another job on the machine shows here first.",
     ),

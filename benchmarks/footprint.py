@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def slow_consumer() -> Sample:
 
 
 def import_mqkit() -> Sample:
+    """With its bytecode at hand, as pip leaves an installed package."""
     loaded = _python(f"import sys, mqkit; print(*[name for name in {FORBIDDEN!r} if name in sys.modules])")
     if loaded:
         raise ValueError(f"import mqkit brings {loaded} along")
@@ -68,7 +70,10 @@ def import_msgspec() -> Sample:
 
 
 def _python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    ).stdout.strip()
 
 
 def _resident() -> int:

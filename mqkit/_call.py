@@ -55,10 +55,11 @@ def compile_call(
             raise ConfigError(
                 f"middleware {show(middleware)} is asynchronous and cannot stand around the def handler {show(handler)}"
             )
-    decode = _decode_one(registration) if registration.batch is None else _decode_all(registration)
+    batched = registration.batch is not None
+    decode = _decode_all(registration) if batched else _decode_one(registration)
     if asynchronous:
-        return Call(None, _async_runner(handler, decode, recipe, middlewares))
-    return Call(_sync_runner(handler, decode, recipe, middlewares), None)
+        return Call(None, _async_runner(handler, decode, recipe, middlewares, batched=batched))
+    return Call(_sync_runner(handler, decode, recipe, middlewares, batched=batched), None)
 
 
 def is_async(handler: Any) -> bool:
@@ -100,13 +101,19 @@ def _decode_all(registration: Registration) -> Callable[[Any], Any]:
 
 
 def _sync_runner(
-    handler: Callable[..., Any], decode: Callable[[Any], Any], recipe: Recipe, middlewares: tuple[Middleware, ...]
+    handler: Callable[..., Any],
+    decode: Callable[[Any], Any],
+    recipe: Recipe,
+    middlewares: tuple[Middleware, ...],
+    *,
+    batched: bool,
 ) -> Callable[[Any], Outcome]:
     def plain(work: Any) -> None:
-        if work.__class__ is Delivery:
-            current.set(work)
-            handler(decode(work))
-        elif batch := decode(work):
+        current.set(work)
+        handler(decode(work))
+
+    def plain_batch(work: Any) -> None:
+        if batch := decode(work):
             handler(batch)
 
     def with_delivery(work: Any) -> None:
@@ -114,16 +121,15 @@ def _sync_runner(
         handler(decode(work), work)
 
     def full(work: Any) -> None:
-        single = work.__class__ is Delivery
-        if single:
+        if not batched:
             current.set(work)
         payload = decode(work)
-        if not single and not payload:
+        if batched and not payload:
             return
         error: BaseException | None = None
         with ExitStack() as stack:
             for middleware in middlewares:
-                stack.enter_context(_sync(middleware(work if single else payload[0]), middleware))
+                stack.enter_context(_sync(middleware(payload[0] if batched else work), middleware))
             values = recipe.make(work, stack)
             try:
                 handler(payload, **values)
@@ -138,12 +144,12 @@ def _sync_runner(
     if middlewares or not recipe.trivial or by_keyword:
         body = full
     else:
-        body = with_delivery if recipe.wants_delivery else plain
-    context = contextvars.copy_context()
+        body = with_delivery if recipe.wants_delivery else plain_batch if batched else plain
+    fresh_context = contextvars.copy_context().copy
 
     def run(work: Any) -> Outcome:
         try:
-            context.copy().run(body, work)
+            fresh_context().run(body, work)
         except BaseException as exc:  # noqa: BLE001  whatever a handler raises is an outcome
             return exc
         return None
@@ -152,25 +158,29 @@ def _sync_runner(
 
 
 def _async_runner(
-    handler: Callable[..., Any], decode: Callable[[Any], Any], recipe: Recipe, middlewares: tuple[Middleware, ...]
+    handler: Callable[..., Any],
+    decode: Callable[[Any], Any],
+    recipe: Recipe,
+    middlewares: tuple[Middleware, ...],
+    *,
+    batched: bool,
 ) -> Callable[[Any], Awaitable[Outcome]]:
     bare = not middlewares and recipe.trivial and not recipe.wants_delivery
 
     async def run(work: Any) -> Outcome:
-        single = work.__class__ is Delivery
         error: BaseException | None = None
         try:
-            if single:
+            if not batched:
                 current.set(work)
             payload = decode(work)
-            if not single and not payload:
+            if batched and not payload:
                 return None
             if bare:
                 await handler(payload)
                 return None
             async with AsyncExitStack() as stack:
                 for middleware in middlewares:
-                    manager: Any = middleware(work if single else payload[0])
+                    manager: Any = middleware(payload[0] if batched else work)
                     if hasattr(manager, "__aenter__"):
                         await stack.enter_async_context(manager)
                     else:

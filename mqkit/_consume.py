@@ -32,6 +32,8 @@ log = logging.getLogger("mqkit")
 
 WINDOW = 1000  # most messages one consumer holds
 AHEAD = 0.1  # seconds of work it may hold beyond what runs, measured by what it has handled
+LOOK = 0.05  # seconds over which that is measured
+QUICK_LOOK, ENOUGH = 0.005, 100  # ... or these, when so many were handled: a fast start for fast handlers
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
 ANSWER = 5.0  # seconds a handler waits to hear whether its delivery is still ours
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
@@ -174,6 +176,10 @@ class ConsumePump:
         self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
         self._alone: Delivery[Any] | None = None
         self._early = settings.promise == "at_most_once" or settings.live
+        self._direct = settings.batch is None and not settings.ordered  # nothing waits for others of its kind
+        self._timeout, self._where = settings.timeout, settings.where
+        # At most once a delivery was settled before, and is ours whatever happened since.
+        self._half_lease = None if self._can.lease is None or self._early else self._can.lease / 2
         self._now: Callable[[], float] = time.time
         self._served_at = time.monotonic()
         self._asked_in_vain = 0.0
@@ -244,20 +250,14 @@ class ConsumePump:
 
     def begin(self, work: Any) -> Any:
         """On a worker, right before the handler: what of it is still ours and should run."""
-        if work.__class__ is list:
+        if self.by_member:
             return [delivery for delivery in work if self._begin(delivery)]
         return work if self._begin(work) else None
 
     def _begin(self, delivery: Delivery[Any]) -> bool:
         received = delivery._received
-        if self._waiting.get(received.handle) is not delivery:
-            return False  # given back or revoked meanwhile
-        if (
-            self._can.lease is not None
-            and time.monotonic() - self._served_at > self._can.lease / 2
-            and not self._early  # then it was settled long ago, and is ours whatever happened since
-            and not self._ask_first()
-        ):
+        slept = self._half_lease is not None and time.monotonic() - self._served_at > self._half_lease
+        if slept and not self._ask_first():
             if self._waiting.pop(received.handle, None) is delivery:
                 delivery._settled = True
                 self.finish(delivery, asyncio.CancelledError())  # released, uncounted, once the backend answers
@@ -265,16 +265,14 @@ class ConsumePump:
         if received.lease_until is not None and time.monotonic() > received.lease_until:
             return False
         if self._waiting.pop(received.handle, None) is not delivery:
-            return False
-        if self.settings.timeout is not None:
-            delivery.deadline = time.monotonic() + self.settings.timeout
+            return False  # given back or revoked meanwhile
+        if self._timeout is not None:
+            delivery.deadline = time.monotonic() + self._timeout
         if received.expires_at is not None and received.expires_at <= self._now():
             delivery._settled = True
             self.finish(delivery, Reject("expired: its ttl passed before a handler could start"))
             return False
-        if self.settings.where is not None:
-            return self._wanted(delivery, self.settings.where)
-        return True
+        return self._where is None or self._wanted(delivery, self._where)
 
     def _wanted(self, delivery: Delivery[Any], where: Where) -> bool:
         try:
@@ -307,17 +305,13 @@ class ConsumePump:
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
-        if work.__class__ is not list:
-            if self.explicit and outcome is None:
-                return  # the handler settles, or has
-            if self.explicit and work._settled:
-                return
+        if not self.by_member and not self.explicit:
             work._settled = True
             self.finish(work, outcome)
             return
-        for delivery in work:
+        for delivery in work if self.by_member else (work,):
             if delivery._settled or (self.explicit and outcome is None):
-                continue
+                continue  # its handler settles, or has
             delivery._settled = True
             self.finish(delivery, outcome)
 
@@ -446,7 +440,7 @@ class ConsumePump:
         """Hold what the handlers can do in a moment, and no more: another process may have idle ones."""
         now = time.monotonic()
         elapsed = now - self._measured
-        if elapsed < 0.05:
+        if elapsed < (QUICK_LOOK if self._finished >= ENOUGH else LOOK):
             return
         ahead = int(self._finished / elapsed * AHEAD)
         self._window = min(max(WINDOW, self._least), self._least + ahead)
@@ -457,14 +451,19 @@ class ConsumePump:
     def _admit(self, receiver: Receiver, deliveries: Sequence[Received]) -> None:
         if self._early:
             deliveries = self._settle_early(receiver, deliveries)
-        crashes = self.settings.retry.crashes
+        crashes, direct = self.settings.retry.crashes, self._direct
+        inflight, waiting, start = self._inflight, self._waiting, self._crew.start  # type: ignore[union-attr]
         for received in deliveries:
             delivery: Delivery[Any] = Delivery(received, self)
-            self._inflight[received.handle] = delivery
+            handle = received.handle
+            inflight[handle] = delivery
             if received.lost >= crashes:
                 self._suspects.append(delivery)
             elif self._suspects:
                 self._held.append(delivery)
+            elif direct:
+                waiting[handle] = delivery
+                start(delivery)
             elif self.settings.batch is not None:
                 self._join_batch(delivery)
             elif self._lanes is None or self._lanes.admit(delivery):
@@ -508,29 +507,36 @@ class ConsumePump:
     def _drain(self) -> list[Settlement]:
         out: list[Settlement] = []
         verdicts, inflight, lanes = self._verdicts, self._inflight, self._lanes
+        early, observed = self._early, self._observe is not None
+        finished = done = 0
         while verdicts:
             delivery, outcome = verdicts.popleft()
             received = delivery._received
-            if inflight.get(received.handle) is not delivery:
+            handle = received.handle
+            if inflight.get(handle) is not delivery:
                 self.counts.stale += 1
                 continue
-            self._finished += 1
-            if outcome is None and delivery._staged is None and not self._early:
+            finished += 1
+            if outcome is None and delivery._staged is None and not early:
                 out.append(Done(received))
-                self._note(delivery, "done", None)
+                done += 1
+                if observed:
+                    self._trace(delivery, "done", None)
             else:
                 settled = self._conclude(delivery, outcome)
                 if settled is None:
                     continue  # copies are on their way elsewhere, it stays in hand
                 out.extend(settled)
-            del inflight[received.handle]
-            self._waiting.pop(received.handle, None)
+                self._waiting.pop(handle, None)
+            del inflight[handle]
             if delivery is self._alone:
                 self._alone = None
                 self._suspects.clear()
             if lanes is not None:
                 again = bool(out) and out[-1].__class__ is Release and out[-1].delivery is received
                 self._advance(lanes, delivery, again, out)
+        self._finished += finished
+        self.counts.done += done
         if not self.settings.window:
             self._adapt()
         return out

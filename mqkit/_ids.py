@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import time
 
 
 class _Ids:
@@ -19,8 +18,10 @@ class _Ids:
         self._process = os.urandom(6).hex()
         self._count = itertools.count(int.from_bytes(os.urandom(2)))
 
-    def next(self) -> str:
-        return f"{int(time.time() * 1000):012x}{next(self._count) & 0xFFFFFFFF:08x}{self._process}"
+    def next(self, now: float) -> str:
+        """`now`: epoch seconds, which the caller has read anyway."""
+        # Ten bytes in one go: formatting two numbers costs twice as much.
+        return (int(now * 1000) << 32 | next(self._count) & 0xFFFFFFFF).to_bytes(10).hex() + self._process
 
 
 _ids = _Ids()

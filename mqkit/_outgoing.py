@@ -38,14 +38,14 @@ def outgoing(
     key = options.get("key") if options else None
     if key is None and to.key is not None:
         key = to.key(payload)
-    parent = current.get()
+    parent, now = current.get(), time.time()
     if parent is None:
-        envelope = Envelope(name, to.codec.content_type, sent_at=time.time())
+        envelope = Envelope(name, to.schema.content_type, "", "", "", now)
     else:
         received = parent._received
         correlation = received.envelope.correlation_id or received.id
-        envelope = Envelope(name, to.codec.content_type, correlation, received.id, sent_at=time.time())
-    message = Outgoing(to.address, id or new_id(), body, key, _PLAIN, envelope)
+        envelope = Envelope(name, to.schema.content_type, correlation, received.id, "", now)
+    message = Outgoing(to.address, id or new_id(now), body, key, _PLAIN, envelope)
     if to.partitions != 1:
         message.partitions = to.partitions
     if options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import random
 import threading
 import time
@@ -36,7 +37,11 @@ Overflow = Literal["block", "reject", "drop_oldest", "drop_newest", "spill"]
 OVERFLOWS: tuple[Overflow, ...] = ("block", "reject", "drop_oldest", "drop_newest", "spill")
 WINDOW = 1000  # messages with the broker and not yet answered
 BLOCK = 30.0  # longest time publish_soon waits for room
+GROUP = 100  # with group commit: so many are sent although a batch is under way
+LINGER = 0.00005  # ... and so many seconds those just answered have to come back and share the next commit
 RECONNECT = (0.1, 5.0)  # first and longest wait between two attempts to connect
+
+_address = operator.attrgetter("address")
 
 
 class PublishPump:
@@ -55,6 +60,7 @@ class PublishPump:
         self._queue: deque[Ticket] = deque()
         self._spill = Spill() if overflow == "spill" else None
         self._inflight = 0
+        self._grouped = backend.capabilities.group_commit
         self._room = threading.Condition()
         self._waiting_for_room = 0
         self._armed = False
@@ -174,7 +180,9 @@ class PublishPump:
         with self._room:
             self._closing = True
             self._room.notify_all()
-        self._notify()
+        publisher = self._publisher
+        if publisher is not None:
+            publisher.wake()
         self._arrived.set()
         self._thread.join(max(1.0, deadline - time.monotonic()))
         left = [ticket for ticket in late if not ticket.done()]
@@ -309,13 +317,25 @@ class PublishPump:
         room = min(WINDOW, self._backend.capabilities.max_batch)
         while True:
             self._armed = False
-            if self._inflight < WINDOW and (batch := self._take(min(room, WINDOW - self._inflight))):
+            if self._has_window() and (batch := self._take(min(room, WINDOW - self._inflight))):
                 self._submit(publisher, batch)
             if self._closing and not self.pending:
                 return
-            outcomes = publisher.collect(0.0 if self._queue and self._inflight < WINDOW else 1.0)
+            if self._has_window():
+                patience = 0.0 if self._queue else 1.0
+            else:
+                # Nothing can be sent before an outcome comes, and that wakes us: callers need not.
+                self._armed, patience = True, 1.0
+            outcomes = publisher.collect(patience)
             if outcomes:
                 self._answer(outcomes)
+                if self._grouped and len(outcomes) > 1 and len(self._queue) < GROUP:
+                    time.sleep(LINGER)
+
+    def _has_window(self) -> bool:
+        if self._grouped and self._inflight and len(self._queue) < GROUP:
+            return False  # it would only wait for the batch under way, and may as well grow meanwhile
+        return self._inflight < WINDOW
 
     def _take(self, most: int) -> list[Ticket]:
         queue = self._queue
@@ -331,7 +351,7 @@ class PublishPump:
 
     def _submit(self, publisher: Publisher, batch: list[Ticket]) -> None:
         messages = [ticket.outgoing for ticket in batch if ticket.outgoing is not None]
-        if self._topology.missing({message.address for message in messages}):
+        if self._topology.missing(set(map(_address, messages))):
             messages = self._declared(messages)
         if messages:
             self._inflight += len(messages)
@@ -406,10 +426,9 @@ def wait_for_ticket(ticket: Ticket, timeout: float, why: Callable[[], str | None
         PublishFailed, NotFound, Denied, ...: What the broker answered.
     """
     message = ticket.outgoing
-    try:
-        return ticket.result(timeout)
-    except TimeoutError:
-        return expire(ticket, message, timeout, why())
+    if ticket.wait(timeout):
+        return ticket.result(0)
+    return expire(ticket, message, timeout, why())
 
 
 def expire(ticket: Ticket, message: Outgoing | None, timeout: float, trouble: str | None) -> str:

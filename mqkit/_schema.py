@@ -34,11 +34,13 @@ class Schema:
             raise ConfigError(f"{name!r}: two types of {type!r} share a name on the wire; give one a msgspec tag")
         self._encode = codec.encoder(type)
         self._accepts: dict[Any, str] = {}  # type(payload) -> wire name, grown by use
+        self.content_type = codec.content_type
         self._by_name = {wire: codec.decoder(member) for wire, member in named.items()}
         plain = [member for member, wire in self._members.items() if not wire]
         # A body without a type name (a foreign sender's) is tried as the whole type where msgspec can tell its members
         # apart by their shape, else as the one member there is.
         self._anonymous = self._whole(codec, plain)
+        self._own = {**self._by_name, "": self._anonymous}  # type name to decoder, of bodies in this codec
         self._foreign: dict[
             str, Decode
         ] = {}  # content types other than the codec's own, compiled when they are first met
@@ -59,8 +61,8 @@ class Schema:
     def decode(self, body: bytes, envelope: Envelope) -> Any:
         """Raises `Undecodable` when the body does not fit or its type is not one of the destination's."""
         try:
-            if envelope.content_type in (self._codec.content_type, ""):
-                decode = self._by_name.get(envelope.type) or self._untyped(envelope)
+            if envelope.content_type == self.content_type:
+                decode = self._own.get(envelope.type) or self._untyped(envelope)
             else:
                 decode = self._other(envelope)
             return decode(body)
@@ -89,7 +91,7 @@ class Schema:
         """A body in another of the structured codecs, by its content type; anything else is the codec's own affair."""
         codec = next((c for c in (JSON, MSGPACK) if c.content_type == envelope.content_type), None)
         if codec is None or self._codec not in (JSON, MSGPACK):
-            return self._by_name.get(envelope.type) or self._untyped(envelope)
+            return self._own.get(envelope.type) or self._untyped(envelope)
         key = f"{envelope.content_type} {envelope.type}"
         if key not in self._foreign:
             other = Schema(self._name, self._type, codec)

@@ -29,14 +29,16 @@ class Ticket(Future[str]):
     it looks for a result, so neither misses the other.
     """
 
-    def __init__(self, outgoing: Outgoing) -> None:
-        self._state = PENDING
-        self._result: str | None = None
-        self._exception: BaseException | None = None
-        self.outgoing: Outgoing | None = outgoing
-
+    # What most tickets never change stands here, once, and is not written per publish.
+    _state = PENDING
+    _result: str | None = None
+    _exception: BaseException | None = None
+    _bell: Any = None  # a lock that resolving releases, for `wait`
     retried = False  # the destination was declared again for it
     on_resolved: Callable[[Ticket, BaseException | None], None] | None = None
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self.outgoing: Outgoing | None = outgoing
 
     def __getattr__(self, name: str) -> Any:
         make = _LATE.get(name)
@@ -44,6 +46,14 @@ class Ticket(Future[str]):
             raise AttributeError(name)
         with _making:
             return self.__dict__.setdefault(name, make())
+
+    def wait(self, timeout: float) -> bool:
+        """By the one caller who has this ticket: is it resolved within so many seconds? A bare lock, no Condition."""
+        bell = threading.Lock()
+        bell.acquire()
+        self._bell = bell
+        # Resolving writes the state before it looks for a bell, so one of the two sees the other.
+        return self._state == FINISHED or bell.acquire(timeout=max(0.0, timeout))
 
     def resolve(self, error: BaseException | None) -> None:
         """By the pump, once: the message id, or the error."""
@@ -54,6 +64,8 @@ class Ticket(Future[str]):
             self._exception = error
         self.outgoing = None  # a future kept by its caller must not keep the body
         self._state = FINISHED
+        if self._bell is not None:
+            self._bell.release()
         if self.on_resolved is not None:
             self.on_resolved(self, error)
         condition = self.__dict__.get("_condition")

@@ -322,6 +322,7 @@ class Capabilities:
     wake: float  # longest time until a blocked receive notices a new message of another process
     max_body: int  # bytes, as the backend takes them; a publish keeps 4 KiB of it free
     max_batch: int = 1000  # messages in one submit
+    group_commit: bool = False  # one batch is written at a time, and a wait for the disk costs the same for all of it
 
 
 class Backend(Protocol):

@@ -181,7 +181,11 @@ class Source:
     def take(self, receiver: MemoryReceiver, room: int, now: float) -> list[Stored]:
         if self.waiting:
             self.promote(now)
-        taken: list[Stored] = []
+        if self.keys is None and not self.back:
+            taken = [self.fresh.popleft() for _ in range(min(room, len(self.fresh)))]
+            self.inflight += len(taken)
+            return taken
+        taken = []
         while len(taken) < room:
             if self.back:
                 stored, promoted = heapq.heappop(self.back)[2], True
@@ -227,7 +231,8 @@ class Source:
 
     def done(self, stored: Stored, now: float) -> None:
         self.inflight -= 1
-        self._unlock(stored, now)
+        if self.keys is not None:
+            self._unlock(stored, now)
 
     def returned(self, stored: Stored, now: float) -> None:
         """Back in its place; of a locked key, behind what its holder still has."""

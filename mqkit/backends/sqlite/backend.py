@@ -66,6 +66,7 @@ class SqliteBackend:
             lease=self._options.lease,
             wake=0.25,
             max_body=self._options.max_body,
+            group_commit=True,
         )
 
     def publisher(self) -> Publisher:
