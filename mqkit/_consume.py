@@ -22,7 +22,7 @@ from mqkit._topology import Topology
 from mqkit.backends.base import Backend, Declaration, Done, Outgoing, Received, Receiver, Release, Settlement, Turn
 from mqkit.destinations import Destination
 from mqkit.envelope import Dead
-from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitError
+from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitError, Unavailable
 from mqkit.handlers import Batch, Promise, Where
 from mqkit.message import Delivery, PublishOptions
 from mqkit.patterns.retry import Retry, judge
@@ -102,11 +102,16 @@ class _Confirmed(BaseException):
 
 
 class _Ending(msgspec.Struct, frozen=True):
-    """How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one."""
+    """
+    How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one.
+
+    `sent` are those on their way, which are not repeated once they are confirmed.
+    """
 
     copies: Sequence[tuple[Any, Outgoing]]
     outcome: AttemptOutcome
     error: BaseException | None
+    sent: Sequence[tuple[Any, Outgoing]] = ()
 
 
 class Counts(msgspec.Struct):
@@ -166,6 +171,7 @@ class ConsumePump:
         self._forming: list[Delivery[Any]] = []
         self._forming_since = 0.0
         self._suspects: list[Delivery[Any]] = []
+        self._parked: list[tuple[float, Delivery[Any]]] = []  # when to try again with the copies of what stays in hand
         self._next: list[Delivery[Any]] = []  # start once the settlement before them in their key is carried out
         self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
         self._alone: Delivery[Any] | None = None
@@ -341,7 +347,7 @@ class ConsumePump:
             else:
                 try:
                     self._serve(receiver)
-                except Lost as exc:
+                except Unavailable as exc:  # lost, or it would not even flush
                     self.state = f"failed: {exc}"
                     log.warning("consumer.lost", extra={"source": self.settings.name, "error": str(exc)})
                 except Exception as exc:  # never a silent dead loop: said in health(), and started again
@@ -382,6 +388,8 @@ class ConsumePump:
             self._armed = False
             # Read before draining: whoever settled and then stopped us must find it carried out.
             stopping = self._stopping.is_set()
+            if self._parked:
+                self._unpark()
             if settlements := self._drain():
                 receiver.settle(settlements)
             if self._suspects:
@@ -423,6 +431,8 @@ class ConsumePump:
         longest = 0.05 if self._stopping.is_set() else 1.0
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
+        if self._parked:
+            longest = min(longest, max(0.0, min(self._parked)[0] - time.monotonic()))
         due = self.next_due()
         return longest if due is None else max(0.0, min(longest, due - self._now()))
 
@@ -575,14 +585,33 @@ class ConsumePump:
         if outcome is None or isinstance(outcome, Ack):
             return self._complete(delivery, _Ending(delivery._staged or (), "done", None))
         if isinstance(outcome, INTERRUPTIONS):
-            self._note(delivery, "released", outcome)
-            return (Release(received, 0.0 if self._stopping.is_set() else COPY_RETRY),)
+            return self._again(delivery, "released", outcome, after=0.0 if self._stopping.is_set() else COPY_RETRY)
         return self._failed(delivery, outcome)
+
+    def _again(
+        self,
+        delivery: Delivery[Any],
+        outcome: AttemptOutcome,
+        error: BaseException | None,
+        *,
+        after: float,
+        attempt: int | None = None,
+        since: float | None = None,
+    ) -> Sequence[Settlement] | None:
+        """The same message later: kept in its place where the backend can, otherwise a copy that is delayed."""
+        received, longest = delivery._received, self._can.release
+        in_place = after <= longest if longest else not after and attempt is None
+        if self.settings.ordered or in_place:
+            self._note(delivery, outcome, error)
+            return (Release(received, after, attempt, since),)
+        copy = later(received, min(after, self._can.delay), attempt, since, self._now())
+        copy.partitions = self.destination.partitions
+        return self._complete(delivery, _Ending(((None, copy),), outcome, error))
 
     def _failed(self, delivery: Delivery[Any], error: BaseException) -> Sequence[Settlement] | None:
         received = delivery._received
         now = self._now()
-        since = received.since if received.since is not None else now
+        since = received.since if received.since is not None else received.envelope.since or now
         verdict = judge(
             self.settings.retry, error, attempt=received.attempt, waited=now - since, chance=random.random()
         )
@@ -592,8 +621,7 @@ class ConsumePump:
             letter = self._dead_letter(delivery, verdict.reason, raised, now)
             return self._complete(delivery, _Ending(((None, letter),), "dead", raised))
         after: float = getattr(verdict, "after", 0.0)
-        self._note(delivery, "retry", raised)
-        return (Release(received, after, received.attempt + 1, since),)
+        return self._again(delivery, "retry", raised, after=after, attempt=received.attempt + 1, since=since)
 
     def _complete(self, delivery: Delivery[Any], ending: _Ending) -> Sequence[Settlement] | None:
         """
@@ -602,7 +630,7 @@ class ConsumePump:
         """
         if elsewhere := [copy for copy in ending.copies if copy[0] is not None or not self._can.atomic]:
             here = [copy for copy in ending.copies if copy not in elsewhere]
-            self._endings[delivery._received.handle] = _Ending(here, ending.outcome, ending.error)
+            self._endings[delivery._received.handle] = _Ending(here, ending.outcome, ending.error, elsewhere)
             self._send(delivery, elsewhere)
             return None
         copies = [message for _, message in ending.copies]
@@ -628,8 +656,20 @@ class ConsumePump:
         if ending.outcome == "done" and not later:
             return self._failed(delivery, error)
         log.warning("copies.delayed", extra={**self._where_from(delivery), "error": str(error)})
-        self._note(delivery, "released", error)
-        return (Release(delivery._received, COPY_RETRY),)
+        if self.settings.ordered or self._can.release >= COPY_RETRY:
+            self._note(delivery, "released", error)
+            return (Release(delivery._received, COPY_RETRY),)
+        # To wait elsewhere it would need a copy too: it stays in hand, and only its copies are tried again.
+        self._endings[delivery._received.handle] = _Ending([*ending.copies, *ending.sent], ending.outcome, ending.error)
+        self._parked.append((time.monotonic() + COPY_RETRY, delivery))
+        return None
+
+    def _unpark(self) -> None:
+        """Try again with what waits in hand for the broker to take its copies."""
+        now = time.monotonic()
+        due = [delivery for at, delivery in self._parked if at <= now]
+        self._parked = [(at, delivery) for at, delivery in self._parked if at > now]
+        self._verdicts.extend((delivery, _Confirmed(None)) for delivery in due)
 
     def _dead_letter(self, delivery: Delivery[Any], reason: str, error: BaseException | None, now: float) -> Outgoing:
         received = delivery._received
@@ -641,7 +681,7 @@ class ConsumePump:
             died_at=now,
             priority=received.priority,
         )
-        envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
+        envelope = msgspec.structs.replace(received.envelope, attempt=1, since=0.0, dead=dead)
         return Outgoing(
             received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope
         )
@@ -688,7 +728,11 @@ class ConsumePump:
             # is still ours. It comes again soon, and what its copies need is declared again.
             self._topology.forget()
             log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
-            again.append(Release(received, COPY_RETRY))
+            if self.settings.ordered or self._can.release >= COPY_RETRY:
+                again.append(Release(received, COPY_RETRY))
+            else:
+                delivery = self._inflight[received.handle] = Delivery(received, self)
+                self._verdicts.append((delivery, asyncio.CancelledError()))
         if again:
             receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:
@@ -747,7 +791,11 @@ class ConsumePump:
         kept = {id(delivery) for delivery in keep}
         followers = self._lanes.take_followers() if self._lanes is not None else set()
         forming = {id(delivery) for delivery in self._forming}
-        not_admitted = followers | {id(delivery) for delivery in (*self._held, *self._next)}
+        parked = {id(delivery) for _, delivery in self._parked}
+        for _, delivery in self._parked:
+            self._endings.pop(delivery._received.handle, None)
+        self._parked = []
+        not_admitted = followers | parked | {id(delivery) for delivery in (*self._held, *self._next)}
         self._forming, self._held, self._next = [], [], []
         for handle, delivery in list(self._inflight.items()):
             if id(delivery) in kept:
@@ -782,7 +830,7 @@ class ConsumePump:
         self._waiting.clear()
         self._endings.clear()
         self._forming = []
-        self._suspects, self._held, self._next = [], [], []
+        self._suspects, self._held, self._next, self._parked = [], [], [], []
         self._alone = None
         if self._lanes is not None:
             self._lanes.clear()
@@ -814,6 +862,21 @@ class ConsumePump:
         return {"source": self.settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
 
 
+def later(received: Received, after: float, attempt: int | None, since: float | None, now: float) -> Outgoing:
+    """A copy that takes the place of a message which is to be handed out again; it dies of its ttl when that would have."""
+    envelope = received.envelope
+    envelope = msgspec.structs.replace(
+        envelope,
+        attempt=received.attempt if attempt is None else attempt,
+        since=(received.since or envelope.since) if since is None else since,
+    )
+    ttl = None if received.expires_at is None else max(0.0, received.expires_at - now - after)
+    return Outgoing(
+        received.address, received.id, received.body, received.key, received.headers, envelope,
+        delay=after, ttl=ttl, priority=received.priority,
+    )  # fmt: skip
+
+
 def needs(settings: Settings, can: Any, known: Sequence[str]) -> None:
     """`CapabilityMissing` when the backend cannot do what this consumer asks for."""
     missing = []
@@ -825,6 +888,13 @@ def needs(settings: Settings, can: Any, known: Sequence[str]) -> None:
         missing.append(f"priorities={settings.declaration.priorities}")
     if settings.live and not can.broadcast:
         missing.append("broadcast")
+    retries = settings.retry.attempts != 1 and not settings.live and settings.promise != "at_most_once"
+    if retries and not settings.ordered:
+        longest = max(can.release, can.delay)
+        if not longest:
+            missing.append("retry")
+        elif settings.retry.backoff.cap > longest:
+            missing.append(f"a back-off of {settings.retry.backoff.cap:g} s (at most {longest:g} s)")
     if settings.declaration.start == "earliest" and not can.replay:
         missing.append('start="earliest"')
     if missing:

@@ -263,7 +263,7 @@ class Bus(Handlers):
         if (group is None) == isinstance(of, Topic):
             raise ConfigError(f"dead_letters({of!r}): group= names the group of a topic, and a queue has none")
         self._note(of, group)
-        return DeadLetters(self, of.address._replace(group=group or ""))
+        return DeadLetters(self, of.address._replace(group=group or ""), of.partitions)
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import pytest
 import sqlite_programs
 from sqlite_station import QUEUE, Station, done, ids, message, take
 
-from mqkit.backends.base import Address
+from mqkit.backends.base import Address, Done
 from mqkit.backends.sqlite.errors import ERRORS, in_doubt, translate
 from mqkit.errors import Closed, ConfigError, Denied, MqkitError, PublishFailed, StoreDamaged, Unavailable
 
@@ -189,6 +189,24 @@ def test_a_foreign_lock_fails_publishes_for_certain(open_station: Callable[..., 
 
     assert type(outcomes["a"]) is PublishFailed
     assert not receiver.flush(5.0).refused  # what was staged stayed staged
+    assert station.depth(QUEUE) == (0, 0, 0)
+
+
+def test_a_flush_says_in_time_that_it_carried_nothing_out(open_station: Callable[..., Station], path: Path) -> None:
+    station = open_station(busy=60.0)
+    receiver = station.receiver(QUEUE)
+    station.publish(QUEUE, "a")
+    held = take(receiver, 1)
+    foreign = sqlite3.connect(path, isolation_level=None)
+    foreign.execute("BEGIN IMMEDIATE")
+
+    receiver.settle([Done(held[0])])
+    with pytest.raises(Unavailable, match="nothing was carried out"):
+        receiver.flush(0.2)
+    foreign.execute("ROLLBACK")
+    foreign.close()
+
+    assert not receiver.flush(10.0).refused
     assert station.depth(QUEUE) == (0, 0, 0)
 
 
