@@ -128,7 +128,7 @@ class TestOrdering:
         publisher.wait_line("published")
 
         with bus.subscription(queue, prefetch=100) as messages:
-            found = harness.take(messages, 60)
+            found = take_in_turn(harness, messages, 60)
 
         chosen: defaultdict[str, list[int]] = defaultdict(list)
         for delivery in found:
