@@ -217,6 +217,11 @@ class ConsumePump:
         return bool(self._inflight or self._verdicts or self._suspects)
 
     @property
+    def alive(self) -> bool:
+        """False only when its thread has died, which nobody asked for."""
+        return self._thread.ident is None or self._thread.is_alive() or self._stopping.is_set()
+
+    @property
     def in_hand(self) -> int:
         return len(self._inflight)
 

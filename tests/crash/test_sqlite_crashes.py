@@ -64,7 +64,7 @@ def consuming(program: str, url: str, log: Path, count: int) -> Iterator[Consume
 
 def left(bus: Bus, *queues: Queue) -> int:
     names = {queue.name for queue in queues}
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     try:
         return sum(
             depth.ready + depth.inflight + depth.delayed

@@ -47,7 +47,7 @@ def torture(arena: Arena, folder: Path, *, seconds: float, seed: int, drain: flo
 
 def _left(bus: Bus) -> int:
     names = {numbers.name, receipts.name}
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     try:
         return sum(
             depth.ready + depth.inflight + depth.delayed

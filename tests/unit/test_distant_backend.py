@@ -34,7 +34,7 @@ def bus() -> Bus:
 
 
 def broker(bus: Bus) -> Any:
-    return bus._opened_backend()
+    return bus.link.backend
 
 
 def failing(bus: Bus, source: Any, retry: Retry, **options: Any) -> list[tuple[float, int]]:

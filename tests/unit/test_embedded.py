@@ -91,7 +91,7 @@ def test_what_was_removed_before_the_first_consumer_does_not_disturb_the_order_o
     topic = words("statistics")
     bus = make_bus()
     ids = [bus.publish(topic, word) for word in ("a1", "b1", "a2", "a3", "b2")]
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     admin.replace(topic.address._replace(group="statistics"), {ids[2]: []})
     admin.close()
     bus.publish(topic, "a4")

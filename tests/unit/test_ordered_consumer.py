@@ -86,7 +86,7 @@ def test_a_settlement_that_is_refused_for_its_copies_holds_its_key_back(bus: Bus
     bus.publish_many(words, ["a1", "a2"])
     with bus.worker() as worker:
         until(lambda: worker.consumers[0].in_hand == 2)
-        admin = bus._opened_backend().admin()
+        admin = bus.link.backend.admin()
         admin.delete(copies.address)
         admin.close()
         bus.publish(words, "a3")

@@ -35,7 +35,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 @pytest.fixture
 def bus() -> Bus:
     bus = Bus("memory://")
-    backend = bus._opened_backend()
+    backend = bus.link.backend
     backend.capabilities = replace(backend.capabilities, lease=LEASE)
     return bus
 
