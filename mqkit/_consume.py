@@ -437,7 +437,7 @@ class ConsumePump:
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
         if self._parked:
-            longest = min(longest, max(0.0, min(self._parked)[0] - time.monotonic()))
+            longest = min(longest, max(0.0, min(at for at, _ in self._parked) - time.monotonic()))
         due = self.next_due()
         return longest if due is None else max(0.0, min(longest, due - self._now()))
 
@@ -796,11 +796,11 @@ class ConsumePump:
         kept = {id(delivery) for delivery in keep}
         followers = self._lanes.take_followers() if self._lanes is not None else set()
         forming = {id(delivery) for delivery in self._forming}
-        parked = {id(delivery) for _, delivery in self._parked}
-        for _, delivery in self._parked:
+        parked = {id(delivery): delivery for _, delivery in self._parked if id(delivery) not in kept}
+        for delivery in parked.values():
             self._endings.pop(delivery._received.handle, None)
-        self._parked = []
-        not_admitted = followers | parked | {id(delivery) for delivery in (*self._held, *self._next)}
+        self._parked = [entry for entry in self._parked if id(entry[1]) in kept]
+        not_admitted = followers | parked.keys() | {id(delivery) for delivery in (*self._held, *self._next)}
         self._forming, self._held, self._next = [], [], []
         for handle, delivery in list(self._inflight.items()):
             if id(delivery) in kept:

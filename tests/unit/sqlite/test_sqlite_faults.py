@@ -292,6 +292,18 @@ def test_nothing_is_left_running_after_the_last_close(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+def test_a_close_that_meets_an_ended_commit_thread_is_harmless(path: Path) -> None:
+    station = Station(path)
+    committer = station.publisher._committer  # type: ignore[attr-defined]
+    committer._stopping = True  # as when it sees this before it is rung
+    committer._wakeup.ring()
+    committer._thread.join(10.0)
+
+    station.close()
+
+    assert not committer._thread.is_alive()
+
+
 def test_two_buses_of_a_process_must_agree_on_the_file(open_station: Callable[..., Station]) -> None:
     open_station(synchronous="full")
 
