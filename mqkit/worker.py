@@ -14,10 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mqkit._call import Call, compile_call, is_async
-from mqkit._consume import Attempt, ConsumePump, Settings, needs
+from mqkit._consume import ConsumePump
 from mqkit._crew import Crew, LoopTasks, Threads
 from mqkit._provide import recipe_for
+from mqkit._settings import Settings, needs
 from mqkit._topology import source_declaration
+from mqkit._trace import Attempt
 from mqkit.backends.base import Backend
 from mqkit.destinations import Destination
 from mqkit.errors import ConfigError, Unavailable
