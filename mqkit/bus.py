@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mqkit import config
 from mqkit._clock import Clock, SystemClock
-from mqkit._consume import Settings
 from mqkit._link import Link
 from mqkit._outgoing import forwarded
 from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
 from mqkit._registry import known_schemes
+from mqkit._settings import Settings
 from mqkit._ticket import Ticket
 from mqkit._topology import Mode
 from mqkit._url import Url

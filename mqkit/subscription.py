@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from mqkit._consume import ConsumePump, Settings, needs
+from mqkit._consume import ConsumePump
 from mqkit._listen import Ear, listening_of
 from mqkit._mailbox import Mailbox
 from mqkit._registry import known_schemes
+from mqkit._settings import Settings, needs
 from mqkit._topology import source_declaration
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
 from mqkit.errors import Closed, ConfigError, Unavailable, Undecodable

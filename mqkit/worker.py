@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from mqkit._call import Call, compile_call, is_async
-from mqkit._consume import Attempt, ConsumePump, Settings, needs
+from mqkit._consume import ConsumePump
 from mqkit._crew import Crew, LoopTasks, Threads
 from mqkit._provide import recipe_for
+from mqkit._settings import Settings, needs
 from mqkit._stopping import stopping
 from mqkit._topology import source_declaration
+from mqkit._trace import Attempt
 from mqkit.backends.base import Backend
 from mqkit.destinations import Destination
 from mqkit.errors import BlockingCall, ConfigError, TimedOut, Unavailable

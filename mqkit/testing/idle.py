@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from mqkit._consume import Attempt
+from mqkit._trace import Attempt
 from mqkit.backends.base import Address, Depth
 from mqkit.bus import Bus
 from mqkit.errors import ConfigError, TimedOut

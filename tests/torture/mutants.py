@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mqkit._consume import ConsumePump
+from mqkit._ending import Endings
 from mqkit._publish import PublishPump
 from mqkit.backends.base import Done
 from mqkit.errors import PublishUnknown
@@ -69,7 +70,7 @@ def acknowledges_before_the_handler() -> None:
 
 @mutant("lost", EMBEDDED, NETWORK)
 def acknowledges_what_failed() -> None:
-    instead(ConsumePump, "_failed", lambda original, self, delivery, error: (Done(delivery._received),))
+    instead(Endings, "_failed", lambda original, self, delivery, error: (Done(delivery._received),))
 
 
 @mutant("lost", EMBEDDED, NETWORK)
@@ -83,7 +84,7 @@ def acknowledges_what_it_gives_back_at_a_stop() -> None:
 @mutant("lost", EMBEDDED, NETWORK)
 def acknowledges_all_that_came_before() -> None:
     def drain(original: Any, self: ConsumePump) -> Any:
-        before = [delivery._received for delivery in self._inflight.values()]
+        before = [delivery._received for delivery in self._hand.inflight.values()]
         settlements = original(self)
         if not settlements:
             return settlements
@@ -113,10 +114,10 @@ def swallows_one_delivery_in_a_hundred() -> None:
 
 @mutant("unpaid", EMBEDDED, NETWORK)
 def forgets_what_a_handler_staged() -> None:
-    def complete(original: Any, self: ConsumePump, delivery: Any, ending: Any) -> Any:
+    def complete(original: Any, self: Endings, delivery: Any, ending: Any) -> Any:
         return original(self, delivery, type(ending)((), ending.outcome, ending.error))
 
-    instead(ConsumePump, "_complete", complete)
+    instead(Endings, "_complete", complete)
 
 
 @mutant("doubled", EMBEDDED, NETWORK)

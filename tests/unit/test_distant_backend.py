@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mqkit import Bus, Delivery, Queue, Retry, RetryLater, Topic, _consume, fixed
+from mqkit import Bus, Delivery, Queue, Retry, RetryLater, Topic, _ending, fixed
 from mqkit.errors import CapabilityMissing
 from mqkit.testing import VirtualClock, run_until_idle
 
@@ -25,7 +25,7 @@ keyed = Queue("keyed", str, key=lambda text: text[0])
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).with_name("third_party")))
-    monkeypatch.setattr(_consume, "COPY_RETRY", 0.05)
+    monkeypatch.setattr(_ending, "COPY_RETRY", 0.05)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_what_waits_for_its_copies_is_given_back_by_a_stop(bus: Bus):
     bus.publish(emails, "x")
     broker(bus).refuses = 1_000_000
     with bus.worker() as worker:
-        until(lambda: worker.consumers[0]._parked)
+        until(lambda: worker.consumers[0]._endings.next_try)
     assert len(tries) == 1
 
     broker(bus).refuses = 0
