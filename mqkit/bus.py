@@ -321,17 +321,17 @@ class Bus(Handlers):
         """A snapshot without I/O, for probes."""
         reasons: list[str] = []
         live = ready = True
-        pump = self._link.pump
-        if pump is None:
+        pump, users = self._link.pump, list(self._link.users)
+        if pump is None and not users:
             ready = False
             reasons.append("closed" if self._link.state == "closed" else "not open")
-        elif trouble := pump.trouble():
+        elif pump is not None and (trouble := pump.trouble()):
             ready = False
             reasons.append(f"publishing: {trouble}")
         if pump is not None and not pump.alive:
             live = False
             reasons.append("publishing: its thread has died")
-        for user in list(self._link.users):
+        for user in users:
             if user.starting:
                 ready = False
                 reasons.append("consuming: starting")
