@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,5 +42,16 @@ class Arena:
 
 
 def sqlite_arena(folder: Path) -> Arena:
-    url = f"sqlite:///{folder / 'torture.db'}?lease=1.0"
-    return Arena("sqlite", url, url, 1.0)
+    path = folder / "torture.db"
+    url = f"sqlite:///{path}?lease=1.0"
+
+    def stall(crowd: Crowd, chance: random.Random) -> None:
+        """Another program has the file for a moment, and one who waits for it is killed."""
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=20.0)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            crowd.look_on(0.2)
+            crowd.kill_publisher(chance)
+            crowd.look_on(0.2)
+            db.execute("ROLLBACK")
+
+    return Arena("sqlite", url, url, 1.0, {"stall the file": stall})
