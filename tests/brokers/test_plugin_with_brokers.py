@@ -17,6 +17,7 @@ from mqkit.testing.brokers import KINDS, RabbitProcess, RedisProcess
 from tests.brokers.processes import running, wait_until, wait_until_gone
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.slow
 ALONE_AND_TOGETHER = pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "two processes"])
 
 # What a suite does with each broker, by its driver alone.
@@ -71,7 +72,8 @@ def rabbit_at_hand(rabbit: RabbitProcess, monkeypatch: pytest.MonkeyPatch) -> Ra
 
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+    # Without hypothesis, whose import takes longer than these runs.
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:hypothesispytest", *options)
 
 
 def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,7 +83,6 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # -- shared and ended --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @ALONE_AND_TOGETHER
 def test_one_broker_of_each_kind_serves_all_tests_and_ends_with_them(
     pytester: pytest.Pytester, processes: list[str]
@@ -165,7 +166,6 @@ def test_a_test_on_redis_has_a_prefix_of_its_own_and_leaves_no_key(
             assert client.keys("*") == []
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("rabbit plugin")
 def test_a_test_on_rabbitmq_has_a_vhost_of_its_own_that_ends_with_it(
     pytester: pytest.Pytester, rabbit_at_hand: RabbitProcess
@@ -187,7 +187,6 @@ def test_a_test_on_rabbitmq_has_a_vhost_of_its_own_that_ends_with_it(
     assert rabbit_at_hand.ctl("list_vhosts", "--no-table-headers").split() == ["/"]
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("rabbit plugin")
 def test_rabbitmq_without_its_management_api_is_an_error_that_says_so(
     pytester: pytest.Pytester, rabbit_at_hand: RabbitProcess, monkeypatch: pytest.MonkeyPatch
@@ -221,16 +220,16 @@ def test_an_absent_broker_skips_with_every_reason(
     result.stdout.fnmatch_lines([f"mqkit: BrokerAbsent: redis: {reasons}", f"SKIPPED*redis: {reasons}"])
 
 
-@pytest.mark.parametrize("how", ["option", "CI"])
-@ALONE_AND_TOGETHER
+@pytest.mark.parametrize(
+    ("ci", "options"), [("", ["--mqkit-require"]), ("true", ["-n", "2"])], ids=["option", "CI, two processes"]
+)
 def test_an_absent_broker_fails_where_it_is_required(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str, processes: list[str]
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, options: list[str]
 ) -> None:
-    monkeypatch.setenv("CI", "true" if how == "CI" else "")
+    monkeypatch.setenv("CI", ci)
     pytester.makepyfile("def test_it(mqkit_url): pass")
-    required = ["--mqkit-require"] if how == "option" else []
 
-    result = run(pytester, "--mqkit-backends=memory,redis", "--mqkit-provider=env", *required, *processes)
+    result = run(pytester, "--mqkit-backends=memory,redis", "--mqkit-provider=env", *options)
 
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*redis: MQKIT_TEST_REDIS_URL is not set*"])
@@ -269,8 +268,7 @@ def test_the_environment_can_force_a_provider(pytester: pytest.Pytester, monkeyp
 # -- faults and failures -----------------------------------------------------------------------------------------------
 
 
-@ALONE_AND_TOGETHER
-def test_the_url_of_a_test_leads_through_its_proxy(pytester: pytest.Pytester, processes: list[str]) -> None:
+def test_the_url_of_a_test_leads_through_its_proxy(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest, redis
         from helpers import client
@@ -288,7 +286,7 @@ def test_the_url_of_a_test_leads_through_its_proxy(pytester: pytest.Pytester, pr
                 assert one.ping()
     """)
 
-    result = run(pytester, "--mqkit-backends=memory,redis", "--mqkit-provider=native", "-rs", *processes)
+    result = run(pytester, "--mqkit-backends=memory,redis", "--mqkit-provider=native", "-rs")
 
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*memory has no connection that a proxy could break*"])
@@ -305,7 +303,6 @@ def test_a_failure_is_reported_with_the_log_of_the_broker(pytester: pytest.Pytes
     assert result.stdout.str().count("Ready to accept connections") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("rabbit plugin")
 def test_a_proxy_breaks_a_connection_to_rabbitmq(pytester: pytest.Pytester, rabbit_at_hand: RabbitProcess) -> None:
     pytester.makepyfile("""

@@ -266,7 +266,7 @@ def daemon_is_here(*, base_url: str, in_container: bool, daemon: str, machine: s
     A socket of a daemon outside may have been handed into the container that we are in; its name differs then. A
     machine with `/.dockerenv` and a daemon of its own (a virtual machine made from an image) is no such case.
     """
-    local = base_url.startswith(("http+docker://", "http://localhost", "http://127.0.0.1"))
+    local = base_url.startswith(("http+docker://local", "http://localhost", "http://127.0.0.1"))
     return local and (not in_container or daemon == machine)
 
 
