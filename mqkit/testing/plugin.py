@@ -115,11 +115,12 @@ def _owned(config: pytest.Config) -> BrokerPool:
 
 def _pool(config: pytest.Config) -> BrokerPool | RemotePool:
     """Of this process, or of the controller where this is a worker of xdist."""
-    if not hasattr(config, "workerinput"):
+    workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)  # of xdist
+    if workerinput is None:
         return _owned(config)
     from mqkit.testing.brokers import RemotePool
 
-    host, port, key = config.workerinput["mqkit_broker_pool"]
+    host, port, key = workerinput["mqkit_broker_pool"]
     return RemotePool((host, port), bytes.fromhex(key))
 
 

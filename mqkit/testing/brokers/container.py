@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 OWNER = "mqkit.testing.owner"  # label: who started a container, see `owner`
 POLL = 0.05  # seconds between two looks at whether it is ready
-PING = 10.0  # seconds the daemon may take to say that it is there
-CALL = 60.0  # seconds one call of the daemon may take
+PING = 10  # seconds the daemon may take to say that it is there
+CALL = 60  # seconds one call of the daemon may take
 PULL = 600.0  # seconds an image may take to arrive
 LOOPBACK = "127.0.0.1"
 
