@@ -83,12 +83,13 @@ def test_rabbitmq_gives_each_test_a_vhost(image: str, version: str) -> None:
     running = BrokerContainer(KINDS["rabbitmq"], image)
     try:
         with KINDS["rabbitmq"].place(running.broker, "mine") as url:
-            with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            parameters = pika.URLParameters(url.partition("?")[0])
+            with pika.BlockingConnection(parameters) as connection:
                 assert connection._impl.server_properties["version"].startswith(version)
                 with connection.channel() as channel:
                     channel.queue_declare("numbers", durable=True, arguments={"x-queue-type": "quorum"})
         with pytest.raises(pika.exceptions.AMQPConnectionError):
-            pika.BlockingConnection(pika.URLParameters(url))
+            pika.BlockingConnection(parameters)
     finally:
         running.close()
 

@@ -28,6 +28,8 @@ class Kind:
 
     name: str
     port: int  # where it listens if nobody says otherwise
+    tls_scheme: str  # of URLs over TLS
+    tls_port: int
     answers: _Answers  # whether clients are served at this host and port
     place: Callable[[Broker, str], AbstractContextManager[str]]  # a URL that nothing else uses, by a unique name
     process: Callable[[], BrokerProcess]
@@ -69,6 +71,8 @@ KINDS: Mapping[str, Kind] = {
         Kind(
             name="rabbitmq",
             port=5672,
+            tls_scheme="amqps",
+            tls_port=5671,
             answers=rabbitmq_answers,
             place=vhost,
             process=RabbitProcess,
@@ -82,6 +86,8 @@ KINDS: Mapping[str, Kind] = {
         Kind(
             name="redis",
             port=6379,
+            tls_scheme="rediss",
+            tls_port=6379,
             answers=redis_answers,
             place=key_prefix,
             process=RedisProcess,

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 from mqkit.errors import ExtraMissing
 from mqkit.testing.brokers.broker import Broker
@@ -38,7 +38,11 @@ def vhost(broker: Broker, name: str) -> Iterator[str]:
     _management(broker, "PUT", f"/api/vhosts/{quote(name, safe='')}", {})
     try:
         _management(broker, "PUT", f"/api/permissions/{quote(name, safe='')}/{quote(user, safe='')}", everything)
-        yield urlunsplit(urlsplit(broker.url)._replace(path=f"/{quote(name, safe='')}"))
+        parts = urlsplit(broker.management_url)
+        api = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        yield _with_option(
+            urlunsplit(urlsplit(broker.url)._replace(path=f"/{quote(name, safe='')}")), "management", api
+        )
     finally:
         _management(broker, "DELETE", f"/api/vhosts/{quote(name, safe='')}")
 
@@ -48,6 +52,8 @@ def key_prefix(broker: Broker, name: str) -> Iterator[str]:
     """
     A prefix for every key in Redis; its keys are deleted at the end.
 
+    It stands in braces, so that a cluster keeps the keys of one test on one node.
+
     Raises:
         ExtraMissing: redis-py is not installed.
     """
@@ -55,16 +61,20 @@ def key_prefix(broker: Broker, name: str) -> Iterator[str]:
         import redis
     except ModuleNotFoundError as exc:
         raise ExtraMissing("tests on Redis need its driver: pip install 'mqkit[redis]'") from exc
-    parts = urlsplit(broker.url)
-    query = f"{parts.query}&prefix={name}:" if parts.query else f"prefix={name}:"
-    yield urlunsplit(parts._replace(query=query))
+    yield _with_option(broker.url, "prefix", f"{{{name}}}:")
     try:
         with redis.Redis.from_url(broker.url, socket_timeout=10.0, socket_connect_timeout=10.0) as client:
-            # The name is unique, so it is looked for anywhere in a key: a backend may put `{` or a version before it.
+            # The name is unique, so it may stand anywhere in a key.
             for key in client.scan_iter(match=f"*{name}*", count=1000):
                 client.unlink(key)
     except redis.RedisError as exc:
         raise BrokerFailed(f"the keys {name}:* could not be deleted from redis ({broker.provider}): {exc}") from exc
+
+
+def _with_option(url: str, name: str, value: str) -> str:
+    parts = urlsplit(url)
+    option = urlencode({name: value})
+    return urlunsplit(parts._replace(query=f"{parts.query}&{option}" if parts.query else option))
 
 
 def _management(broker: Broker, verb: str, path: str, body: Mapping[str, object] | None = None) -> None:

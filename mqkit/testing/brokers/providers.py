@@ -58,8 +58,13 @@ class _OfEnvironment:
 class _OfProcess:
     def __init__(self, process: BrokerProcess, broker: Broker) -> None:
         self.broker = broker
-        self.log_tail = process.log_tail
-        self.close = process.close
+        self._process = process
+
+    def log_tail(self, lines: int = 30) -> str:
+        return self._process.log_tail(lines)
+
+    def close(self) -> None:
+        self._process.close()
 
 
 def from_environment(kind: Kind, environment: Mapping[str, str] = os.environ) -> Running:
@@ -68,14 +73,14 @@ def from_environment(kind: Kind, environment: Mapping[str, str] = os.environ) ->
     if not url:
         raise BrokerAbsent(f"{kind.url_variable} is not set")
     parsed = Url.parse(url)  # shown in its place: without the password
-    host, port = parsed.host or "localhost", parsed.port or kind.port
+    tls = parsed.scheme == kind.tls_scheme
+    host, port = parsed.host or "localhost", parsed.port or (kind.tls_port if tls else kind.port)
     began = time.monotonic()
     # A service that is just starting is given a moment. Over TLS its certificate is the test's affair, not ours.
-    if not url.startswith(("amqps:", "rediss:")):
-        while not kind.answers(host, port):
-            if time.monotonic() - began > ANSWER:
-                raise BrokerFailed(f"{kind.name}: {parsed} ({kind.url_variable}) does not answer within {ANSWER:g} s")
-            time.sleep(POLL)
+    while not tls and not kind.answers(host, port):
+        if time.monotonic() - began > ANSWER:
+            raise BrokerFailed(f"{kind.name}: {parsed} ({kind.url_variable}) does not answer within {ANSWER:g} s")
+        time.sleep(POLL)
     return _OfEnvironment(
         Broker(
             kind=kind.name,
