@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import docker.errors
@@ -21,6 +22,7 @@ from mqkit.testing.brokers.container import OWNER, abandoned, daemon_is_here, ow
 from mqkit.testing.brokers.providers import provide
 from tests.brokers.processes import wait_until
 
+pytest_plugins = ["pytester"]
 containers = pytest.mark.xdist_group("containers")
 
 
@@ -139,6 +141,34 @@ def test_a_sweep_removes_what_dead_runs_left_and_nothing_else(client: docker.Doc
 def test_a_container_that_does_not_answer_is_an_error_with_its_log(image: str) -> None:
     with pytest.raises(BrokerFailed, match=r"rabbitmq in mqkit-test/redis:8 did not answer within 1 s(?s:.)*Ready to"):
         BrokerContainer(dataclasses.replace(KINDS["rabbitmq"], start_timeout=1.0), image)
+
+
+@pytest.mark.slow
+@containers
+@pytest.mark.parametrize("image", ["redis:8"], indirect=True)
+def test_the_workers_of_a_run_share_one_container(
+    pytester: pytest.Pytester, client: docker.DockerClient, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MQKIT_TEST_REDIS_IMAGE", image)
+    pytester.makepyfile("""
+        import pytest
+        from pathlib import Path
+
+        @pytest.mark.parametrize("turn", range(4))
+        def test_it(mqkit_broker, turn):
+            Path(f"url{turn}").write_text(mqkit_broker.url)
+    """)
+
+    result = pytester.runpytest_subprocess(
+        *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-W", "error", "-n", "2"),
+        *("--mqkit-backends=redis", "--mqkit-provider=container"),
+    )
+
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines([f"mqkit: redis from container {image}, ready in *"])
+    [url] = {Path(f"url{turn}").read_text() for turn in range(4)}
+    with pytest.raises(redis.ConnectionError), redis.Redis.from_url(url) as one:
+        one.ping()
 
 
 @containers
