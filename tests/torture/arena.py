@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mqkit.testing.brokers import BrokerProcess, RabbitProcess, RedisProcess
+from mqkit.testing.chaos import FaultProxy
 from tests.torture.crowd import Crowd
 
 Fault = Callable[[Crowd, random.Random], None]
@@ -20,14 +22,14 @@ class Arena:
     Attributes:
         url: What the tortured processes connect to; through the fault proxy where there is one.
         quiet_url: Past the proxy, to look on.
-        lease: Seconds after which a silent consumer loses what it holds.
+        frozen: Seconds a consumer is frozen, long enough for others to take over what it holds.
         faults: Of the system, by name.
     """
 
     backend: str
     url: str
     quiet_url: str
-    lease: float
+    frozen: float
     faults: Mapping[str, Fault] = field(default_factory=dict)
 
     def all_faults(self) -> dict[str, Fault]:
@@ -35,7 +37,7 @@ class Arena:
             "kill a consumer": lambda crowd, chance: crowd.kill_consumer(chance),
             "kill another consumer": lambda crowd, chance: crowd.kill_consumer(chance),
             "stop a consumer": lambda crowd, chance: crowd.stop_consumer(chance),
-            "freeze a consumer": lambda crowd, chance: crowd.freeze_consumer(chance, 1.5 * self.lease),
+            "freeze a consumer": lambda crowd, chance: crowd.freeze_consumer(chance, self.frozen),
             "kill a publisher": lambda crowd, chance: crowd.kill_publisher(chance),
             **self.faults,
         }
@@ -54,4 +56,51 @@ def sqlite_arena(folder: Path) -> Arena:
             crowd.look_on(0.2)
             db.execute("ROLLBACK")
 
-    return Arena("sqlite", url, url, 1.0, {"stall the file": stall})
+    return Arena("sqlite", url, url, 1.5, {"stall the file": stall})
+
+
+@contextmanager
+def redis_arena() -> Iterator[Arena]:
+    with RedisProcess(appendonly=True) as redis, FaultProxy("127.0.0.1", redis.port) as proxy:
+        options = "?lease=2.0"
+        yield Arena("redis", proxy.through(redis.url) + options, redis.url + options, 3.0, of_server(redis, proxy))
+
+
+@contextmanager
+def rabbitmq_arena() -> Iterator[Arena]:
+    with RabbitProcess() as rabbit, FaultProxy("127.0.0.1", rabbit.port) as proxy:
+        options = "?heartbeat=2"
+        yield Arena(
+            "rabbitmq", proxy.through(rabbit.url) + options, rabbit.url + options, 12.0, of_server(rabbit, proxy)
+        )
+
+
+def of_server(server: BrokerProcess, proxy: FaultProxy) -> dict[str, Fault]:
+    """What can happen to a server and to the way there. Each fault is over when its function returns."""
+
+    def kill(crowd: Crowd, chance: random.Random) -> None:
+        server.kill()
+        crowd.look_on(0.5)
+        server.start()
+
+    def reset(crowd: Crowd, chance: random.Random) -> None:
+        proxy.reset()
+
+    def freeze(crowd: Crowd, chance: random.Random) -> None:
+        server.freeze()
+        crowd.look_on(5.0)
+        server.thaw()
+
+    def lose_replies(crowd: Crowd, chance: random.Random) -> None:
+        """What was asked is done, and nobody hears of it."""
+        proxy.freeze_replies()
+        crowd.look_on(0.5)
+        proxy.reset()
+        proxy.thaw()
+
+    return {
+        "kill the server": kill,
+        "reset connections": reset,
+        "freeze the server": freeze,
+        "lose replies": lose_replies,
+    }
