@@ -258,8 +258,10 @@ class ConsumePump:
                 self._isolate(receiver)
             if stopping and self._stopped(receiver):
                 return
-            closed = stopping or hand.isolation.suspects
-            room = 0 if closed else max(0, self._window.size - len(hand.inflight))
+            if hand.reserve is not None and hand.reserve.ready:
+                self._settle_first(receiver, hand.reserve)
+                self._hungry = crew.turn_end()
+            room = 0 if stopping else self._room()
             asked = time.monotonic()
             try:
                 turn = receiver.receive(room, self._patience())
@@ -283,13 +285,21 @@ class ConsumePump:
                 self._admit(receiver, turn.deliveries)
             hand.hand_over_batch()
             if hand.reserve is not None and hand.reserve.ready:
-                self._settle_first(receiver, hand.reserve)
+                continue  # to settle them
             self._hungry = crew.turn_end()
+
+    def _room(self) -> int:
+        """How many messages may be taken."""
+        hand, size = self._hand, self._window.size
+        if hand.isolation.suspects:
+            return 0
+        if hand.reserve is not None and hand.reserve.waiting > size // 4:
+            return 0  # enough for the handlers; one by one as they end would be as much work as settling
+        return max(0, size - len(hand.inflight))
 
     def _patience(self) -> float:
         """How long `receive` may block."""
-        hand = self._hand
-        if self._verdicts or hand.next or (hand.reserve is not None and hand.reserve.ready):
+        if self._verdicts or self._hand.next:
             return 0.0
         if self._hungry:
             return 0.002

@@ -16,6 +16,7 @@ class Reserve:
     """
 
     def __init__(self, places: int) -> None:
+        self.waiting = 0  # messages
         self._free = places
         self._work: deque[list[Delivery[Any]]] = deque()
         self._left: dict[Any, list[int]] = {}  # by handle of what was let out: how many of its piece are not ended
@@ -26,13 +27,15 @@ class Reserve:
 
     def put(self, members: list[Delivery[Any]]) -> None:
         self._work.append(members)
+        self.waiting += len(members)
 
     def let_out(self, holds: Callable[[Delivery[Any]], bool]) -> list[list[Delivery[Any]]]:
         """As many pieces as there are places, without what was revoked meanwhile."""
         out = []
         while self.ready:
-            members = [delivery for delivery in self._work.popleft() if holds(delivery)]
-            if members:
+            work = self._work.popleft()
+            self.waiting -= len(work)
+            if members := [delivery for delivery in work if holds(delivery)]:
                 self._free -= 1
                 left = [len(members)]
                 self._left.update((delivery._received.handle, left) for delivery in members)
@@ -48,11 +51,11 @@ class Reserve:
 
     def take_back(self) -> list[Delivery[Any]]:
         """Empty it; what waited."""
-        work, self._work = self._work, deque()
+        work, self._work, self.waiting = self._work, deque(), 0
         return [delivery for members in work for delivery in members]
 
     def clear(self) -> None:
         """Nothing is in hand any more, settled or not."""
-        self._work.clear()
+        self.take_back()
         for handle in list(self._left):
             self.ended(handle)
