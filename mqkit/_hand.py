@@ -35,7 +35,7 @@ class Hand:
         self.inflight: dict[Any, Delivery[Any]] = {}
         self.lanes = Lanes() if settings.ordered else None
         self.forming = Forming(settings.batch, now) if settings.batch is not None else None
-        self.reserve = Reserve(settings.concurrency) if settings.promise == "at_most_once" else None
+        self.reserve = Reserve(settings.concurrency) if settings.early and not settings.live else None
         self.isolation = Isolation()
         self.next: list[Delivery[Any]] = []  # start once the settlement before them in their key is carried out
         self.start: Callable[[Any], None]  # the crew's, once there is one
