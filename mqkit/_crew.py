@@ -197,7 +197,7 @@ class LoopTasks:
 
     async def _perform(self, work: Any) -> None:
         outcome = await (self._arun(work) if self._timeout is None else self._limited(work, self._timeout))
-        if isinstance(outcome, asyncio.CancelledError) and _asked_to_end():
+        if outcome is not None and isinstance(outcome, asyncio.CancelledError) and _asked_to_end():
             outcome = Interrupted()
         self._conclude(work, outcome)
 
