@@ -17,7 +17,7 @@ from mqkit.backends.sqlite.leases import Source
 from mqkit.backends.sqlite.log import destination_name, group_name
 from mqkit.backends.sqlite.schema import DUE_LATER, SHIFT, UNDECIDED
 from mqkit.backends.sqlite.wire import Parcel
-from mqkit.errors import ConfigError, NotFound, TopologyMismatch
+from mqkit.errors import Closed, ConfigError, NotFound, TopologyMismatch
 from mqkit.native import SqliteTopic
 
 P = ParamSpec("P")
@@ -35,26 +35,55 @@ def _typed(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
         except sqlite3.Error as exc:
             admin: Any = args[0]
-            raise translate(exc, admin.path) from exc
+            error = translate(exc, admin.path)
+            admin._open().condemn(error)
+            raise error from exc
 
     return wrapped
 
 
 class SqliteAdmin:
-    """See `base.Admin`. Reads on a connection of its own, writes through the commit thread."""
+    """
+    See `base.Admin`. Reads on a connection of its own, writes through the commit thread.
 
-    def __init__(self, committer: Committer) -> None:
-        self.path = committer.path
-        self._committer = committer
-        self._file = committer.file
-        self._db = self._file.reader()
+    Only `declare` makes a file; without one everything else is `NotFound`.
+    """
+
+    def __init__(self, path: str, acquire: Callable[..., Committer]) -> None:
+        self.path = path
+        self._acquire = acquire
+        self._committer: Committer | None = None
+        self._reader: sqlite3.Connection | None = None
         self._last_browsed: tuple[Address, str, int] | None = None
         self._closed = False
+        with contextlib.suppress(NotFound):  # which is said by whatever needs it
+            self._open()
+
+    def _open(self, *, create: bool = False) -> Committer:
+        if self._closed:
+            raise Closed(f"this admin of SQLite file {self.path} was closed")
+        if self._committer is None:
+            committer = self._acquire(create=create)
+            try:
+                self._reader = committer.file.reader()
+            except BaseException:
+                release(committer)
+                raise
+            self._committer = committer
+        return self._committer
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """Raises `NotFound` where there is no file."""
+        self._open().file.refuse_inherited()
+        assert self._reader is not None
+        return self._reader
 
     @_typed
     def declare(self, declarations: Sequence[Declaration]) -> None:
+        committer = self._open(create=True)
         if not all(_stands(self._db, each) for each in declarations):
-            self._committer.run(lambda tx: _declare_all(tx, declarations))
+            committer.run(lambda tx: _declare_all(tx, declarations))
 
     @_typed
     def check(self, declarations: Sequence[Declaration]) -> None:
@@ -64,7 +93,7 @@ class SqliteAdmin:
 
     @_typed
     def describe(self) -> Sequence[Depth]:
-        db, now = self._db, self._file.clock.now()
+        db, now = self._db, self._open().file.clock.now()
         db.execute("BEGIN")  # one moment for all counts
         try:
             inflight = dict(
@@ -142,27 +171,30 @@ class SqliteAdmin:
     def replace(self, address: Address, replacements: Mapping[str, Sequence[Outgoing]]) -> int:
         if not replacements:
             return 0
-        return self._committer.run(lambda tx: _replace(tx, address, replacements))
+        return self._open().run(lambda tx: _replace(tx, address, replacements))
 
     @_typed
     def purge(self, address: Address) -> int:
         total = 0
-        while removed := self._committer.run(lambda tx: _purge(tx, find_source(tx.db, address))):
+        while removed := self._open().run(lambda tx: _purge(tx, find_source(tx.db, address))):
             total += removed
         return total
 
     @_typed
     def delete(self, address: Address) -> None:
-        for each in _related(self._db, address):
-            with contextlib.suppress(NotFound):
-                self.purge(each)
-        self._committer.run(lambda tx: _delete(tx, address))
+        with contextlib.suppress(NotFound):
+            for each in _related(self._db, address):
+                with contextlib.suppress(NotFound):
+                    self.purge(each)
+            self._open().run(lambda tx: _delete(tx, address))
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._file.release(self._db)
-            release(self._committer)
+        self._closed = True
+        committer, reader = self._committer, self._reader
+        self._committer = self._reader = None
+        if committer is not None and reader is not None:
+            committer.file.release(reader)
+            release(committer)
 
     def _place(self, source: Source, address: Address, after: str | None) -> int | None:
         """The row after which to go on; negative: in the waiting room of delayed messages. None: nobody knows."""
