@@ -11,11 +11,13 @@ from typing import Any, ParamSpec, TypeVar
 
 from mqkit.backends.base import Address, Declaration, Depth, Outgoing, Received
 from mqkit.backends.sqlite import keys, leases, log, retention, wire
-from mqkit.backends.sqlite.committer import Committer, Transaction, release
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.leases import Source
 from mqkit.backends.sqlite.log import destination_name, group_name
 from mqkit.backends.sqlite.schema import DUE_LATER, SHIFT, UNDECIDED
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import Transaction
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import Closed, ConfigError, NotFound, TopologyMismatch
 from mqkit.native import SqliteTopic

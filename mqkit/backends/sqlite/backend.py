@@ -12,7 +12,7 @@ from mqkit._clock import Clock
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Admin, Capabilities, Declaration, Outgoing, Publisher, Receiver
 from mqkit.backends.sqlite.admin import SqliteAdmin, open_source
-from mqkit.backends.sqlite.committer import Committer, acquire, forget, lacks_room, release, room_for
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import InTransaction, translate
 from mqkit.backends.sqlite.file import (
     WAL_WARNING,
@@ -27,6 +27,8 @@ from mqkit.backends.sqlite.log import Appender
 from mqkit.backends.sqlite.options import SqliteOptions, file_path
 from mqkit.backends.sqlite.publisher import SqlitePublisher, size_of
 from mqkit.backends.sqlite.receiver import SqliteReceiver
+from mqkit.backends.sqlite.shared import acquire, forget, release
+from mqkit.backends.sqlite.ticket import lacks_room, room_for
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import CapabilityMissing, ConfigError, NotFound, PublishFailed
 from mqkit.native import SqliteTransaction

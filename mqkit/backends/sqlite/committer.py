@@ -7,30 +7,24 @@ or for the disk goes into the next transaction together: settlements, then publi
 
 from __future__ import annotations
 
-import enum
-import math
-import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from mqkit.backends.sqlite import leases
 from mqkit.backends.sqlite.errors import commit_unknown, in_doubt, translate_any
-from mqkit.backends.sqlite.file import File, Identity, inherit, refuse_inherited
-from mqkit.backends.sqlite.log import Appender
+from mqkit.backends.sqlite.file import File, Identity, inherit
 from mqkit.backends.sqlite.options import SqliteOptions
 from mqkit.backends.sqlite.process import Process, this_process
+from mqkit.backends.sqlite.ticket import PATIENCE, Call, Claimant, State, Ticket, Transaction, lacks_room, room_for
 from mqkit.backends.sqlite.wakeup import Wakeup
 from mqkit.errors import (
     Closed,
-    ConfigError,
     Denied,
     MqkitError,
-    NotFound,
     PublishFailed,
     StoreDamaged,
     Unavailable,
@@ -40,163 +34,14 @@ from mqkit.errors import (
 T = TypeVar("T")
 
 MOST_WORK, MOST_BYTES = 1000, 4 << 20  # in one transaction, give or take its last ticket
-PATIENCE = 30.0  # seconds a caller waits for a transaction before it gives up
 _FILE_CHECK, _CLOCK_STORED = 1.0, 10.0
 _TROUBLE_CHECK = 1.0  # seconds between two looks whether what went wrong is over
 _DEATHS_LOOKED_FOR = 1.0
 _IDLE = 1.0  # seconds without work before the file is tidied
 
 
-class State(enum.Enum):
-    QUEUED = 1
-    RUNNING = 2
-    WAITING = 3  # for messages; whatever the ticket had to write is committed
-    DONE = 4
-    WITHDRAWN = 5
-
-
-class Transaction:
-    """What tickets work on while they have the write lock."""
-
-    def __init__(self, file: File, swept: dict[int, float]) -> None:
-        self._file = file
-        self._room: float | None = None
-        self.lacked = 0  # bytes that publishes would have needed above the reserve
-        self.swept = swept  # when broadcasts were last tidied, by destination
-        self.db = file.writer
-        self.boot = file.clock.boot
-        self.now = file.clock.now()
-        self.appender = Appender(self.db, self.now)
-
-    def touch(self, destination: int) -> None:
-        """Readers of this destination may find something now."""
-        self.appender.touched.add(destination)
-
-    def take_room(self, size: int) -> None:
-        """Raises `PublishFailed` where so many bytes of publishes, and no fewer after them, would go into the reserve."""
-        if self._room is None:
-            self._room = self._file.room(self.db) if self._file.options.reserve else math.inf
-        needed = room_for(size)
-        self._room -= needed
-        if self._room < 0:
-            self._room = -math.inf
-            self.lacked = max(self.lacked, needed)
-            raise PublishFailed(f"{lacks_room(self._file.path)}; not published, free some space")
-
-
-def room_for(size: int) -> int:
-    """Bytes of disk for so many bytes of messages: in the write-ahead log, and later in the file."""
-    return 2 * size
-
-
-def lacks_room(path: str) -> str:
-    return f"the disk of SQLite file {path} has less free space than the reserve"
-
-
-class Ticket:
-    """Work for the commit thread. Its owner waits on `changed`, which may be shared by many tickets."""
-
-    claims = False  # does it wait for messages once it has written?
-
-    def __init__(self, changed: threading.Condition, *, weight: int = 1, size: int = 0) -> None:
-        self.changed = changed
-        self.weight = weight
-        self.size = size
-        self.state = State.QUEUED
-        self.written = False  # is its part of a transaction committed?
-        self.failure: MqkitError | None = None  # why it alone came to nothing, though its transaction was committed
-        self.error: MqkitError | None = None
-
-    # -- the commit thread's side
-
-    def urgent(self, db: sqlite3.Connection, now: float) -> bool:
-        """Is there anything to write?"""
-        del db, now
-        return True
-
-    def write(self, tx: Transaction) -> None:
-        """Before the publishes of this transaction are in the log."""
-
-    def begin(self) -> bool:
-        """
-        From now on it cannot be withdrawn, until it waits or is done.
-
-        Again when the transaction came to nothing and is tried anew: whatever it noted in there is forgotten.
-        """
-        self.failure = None
-        return self._enter(State.RUNNING)
-
-    def finish(self, error: MqkitError | None = None) -> None:
-        self.error = error or self.failure
-        self.written = self.written or error is None
-        self._enter(State.DONE)
-
-    def wait_for_messages(self) -> bool:
-        """Once nothing is left to write."""
-        self.written = True
-        return self._enter(State.WAITING)
-
-    # -- the owner's side
-
-    def withdraw(self) -> bool:
-        """True: it has not begun and never will."""
-        with self.changed:
-            if self.state is State.QUEUED:
-                self.state = State.WITHDRAWN
-            return self.state is State.WITHDRAWN
-
-    def _enter(self, state: State) -> bool:
-        with self.changed:
-            if self.state in (State.WITHDRAWN, State.DONE):
-                return False
-            self.state = state
-            if state is not State.RUNNING:
-                self.changed.notify_all()
-            return True
-
-
-class Claimant(Ticket):
-    """A ticket that waits for messages of one destination."""
-
-    claims = True
-    destination: int
-    again_at = float("inf")  # file's clock: when something becomes due, if nothing happens before
-
-    def claim(self, tx: Transaction) -> bool:
-        """After the publishes of this transaction are in the log; did it get anything?"""
-        raise NotImplementedError
-
-
-class Call(Ticket, Generic[T]):
-    """A function to run inside a transaction; an error of mqkit undoes its work alone."""
-
-    def __init__(self, work: Callable[[Transaction], T]) -> None:
-        super().__init__(threading.Condition())
-        self._work = work
-        self.result: T
-
-    def write(self, tx: Transaction) -> None:
-        tx.db.execute("SAVEPOINT mq_call")
-        try:
-            self.result = self._work(tx)
-        except MqkitError as exc:
-            self.failure = exc
-            tx.db.execute("ROLLBACK TO mq_call")
-        tx.db.execute("RELEASE mq_call")
-
-    def value(self, path: str) -> T:
-        with self.changed:
-            answered = self.changed.wait_for(lambda: self.state is State.DONE, PATIENCE)
-        if not answered:
-            self.withdraw()
-            raise Unavailable(f"SQLite file {path} was not free to write within {PATIENCE:g} seconds")
-        if self.error is not None:
-            raise self.error
-        return self.result
-
-
 class Committer:
-    """Shared by everybody in the process who uses the file; got with `acquire`, ended by the last `release`."""
+    """Shared by everybody in the process who uses the file; got and given back by `shared`."""
 
     def __init__(self, path: str, options: SqliteOptions, *, create: bool, expected: Identity | None) -> None:
         self.path = path
@@ -338,9 +183,10 @@ class Committer:
 
     def _take(self) -> list[Ticket]:
         """Everything that has something to write now. The others wait for messages."""
-        db, now = self.file.writer, self.file.clock.now()
         work: list[Ticket] = []
         try:
+            self._renew_writer()
+            db, now = self.file.writer, self.file.clock.now()
             self._look_for_deaths()
             self._standing = [ticket for ticket in self._standing if ticket.state is State.WAITING]
             if self._standing and self._changed(now):
@@ -473,8 +319,7 @@ class Committer:
             if not spoilt:
                 self._failed(exc, work or self._begin(found, drain=False))
             return work, spoilt
-        self._trouble = PublishFailed(lacks_room(self.path)) if tx.lacked else None
-        self._wanted, self._trouble_checked = tx.lacked, time.monotonic()
+        self._succeeded(tx)
         for ticket in work:
             if ticket not in waiting:
                 ticket.finish()
@@ -513,6 +358,13 @@ class Committer:
             self.file.reopen()
             self._broken = False
 
+    def _succeeded(self, tx: Transaction) -> None:
+        if tx.lacked:
+            self._trouble = PublishFailed(lacks_room(self.path))
+            self._wanted, self._trouble_checked = tx.lacked, time.monotonic()
+        elif tx.publishes or not self._wanted:  # that a settlement found room says nothing of publishes
+            self._trouble, self._wanted = None, 0
+
     def _failed(self, exc: Exception, tickets: Sequence[Ticket]) -> None:
         """Nothing of these was carried out; what that says about the file is remembered."""
         error = translate_any(exc, self.path)
@@ -541,102 +393,3 @@ class Committer:
             if ticket.begin():
                 ticket.finish(error)
         self._standing = [ticket for ticket in self._standing if ticket.state is State.WAITING]
-
-
-_committers: dict[str, Committer] = {}
-_known: dict[str, tuple[Identity, weakref.WeakSet[object]]] = {}  # files by path, and whose they are
-_lock = threading.Lock()
-
-
-def acquire(path: str, options: SqliteOptions, user: object, *, create: bool = False) -> Committer:
-    """
-    The committer of a file, opened. Every `acquire` needs its `release`.
-
-    Until `user` says `forget`, or is gone, nobody in this process takes another file for this one, or makes it anew:
-    what was published into it would be missing without a word.
-
-    Args:
-        create: Make the file where it is missing; else that is `NotFound`.
-    """
-    refuse_inherited(path)
-    _guard_forks()
-    while True:
-        committer = _shared(path, options, create=create)
-        try:
-            committer.wait_open()
-            break
-        except BaseException as exc:
-            release(committer)
-            if not isinstance(exc, NotFound) or committer.creates or not create:
-                raise  # else it was opened by somebody who only wanted to look
-    with _lock:
-        known = _known.get(path)
-        if known is None or not known[1]:
-            known = _known[path] = (committer.file.identity, weakref.WeakSet())
-        known[1].add(user)
-    return committer
-
-
-def forget(path: str, user: object) -> None:
-    """`user` has closed everything: what is at this path next is not compared with what it used."""
-    with _lock:
-        known = _known.get(path)
-        if known is not None:
-            known[1].discard(user)
-            if not known[1]:
-                del _known[path]
-
-
-def _shared(path: str, options: SqliteOptions, *, create: bool) -> Committer:
-    with _lock:
-        committer = _committers.get(path)
-        if committer is None or not committer.usable:
-            committer = _committers[path] = Committer(path, options, create=create, expected=_expected(path))
-        else:
-            _refuse_other_options(committer, options)
-            committer.users += 1
-        return committer
-
-
-def _expected(path: str) -> Identity | None:
-    identity, users = _known.get(path, (None, ()))
-    return identity if users else None
-
-
-def release(committer: Committer) -> None:
-    with _lock:
-        committer.users -= 1
-        if committer.users:
-            return
-        if _committers.get(committer.path) is committer:
-            del _committers[committer.path]
-    committer.stop()
-
-
-_guarded = False
-
-
-def _guard_forks() -> None:
-    global _guarded
-    if not _guarded:
-        _guarded = True
-        os.register_at_fork(after_in_child=_abandon_all)
-
-
-def _abandon_all() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread of the parent may have held it
-    for committer in _committers.values():
-        committer.abandon()
-    _committers.clear()
-    _known.clear()
-
-
-def _refuse_other_options(committer: Committer, options: SqliteOptions) -> None:
-    for name in ("synchronous", "reserve", "busy"):
-        ours, theirs = getattr(options, name), getattr(committer.options, name)
-        if ours != theirs:
-            raise ConfigError(
-                f"SQLite file {committer.path} is open in this process with {name}={theirs}; "
-                f"give every bus of the file the same, not {name}={ours}"
-            )

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from mqkit.backends.base import Address, Received, Settlement, Turn
 from mqkit.backends.sqlite import leases, wire
-from mqkit.backends.sqlite.committer import Claimant, Committer, State, Transaction, release
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.log import find_route
 from mqkit.backends.sqlite.schema import SHIFT
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import Claimant, State, Transaction
 from mqkit.errors import MqkitError
 
 

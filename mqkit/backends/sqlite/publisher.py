@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from mqkit.backends.base import Address, Outcome, Outgoing
-from mqkit.backends.sqlite.committer import MOST_BYTES, Committer, Ticket, Transaction, release
+from mqkit.backends.sqlite.committer import MOST_BYTES, Committer
 from mqkit.backends.sqlite.errors import publish_error
 from mqkit.backends.sqlite.listener import sweep_sometimes
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import Ticket, Transaction
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import MqkitError, NotFound, PublishFailed, PublishUnknown, StoreDamaged
 

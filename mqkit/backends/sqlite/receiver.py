@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from mqkit.backends.base import Address, Outgoing, Received, Release, Settlement, Turn
 from mqkit.backends.sqlite import keys, leases, retention, wire
-from mqkit.backends.sqlite.committer import PATIENCE, Claimant, Committer, State, Transaction, release
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.leases import Claim, Source
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import PATIENCE, Claimant, State, Transaction
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import LeaseLost, Lost, MqkitError, NotFound, PublishUnknown, StoreDamaged, Unavailable
 
