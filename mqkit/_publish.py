@@ -27,6 +27,7 @@ from mqkit.errors import (
     NotFound,
     PublishFailed,
     PublishUnknown,
+    StoreDamaged,
     TimedOut,
     Unavailable,
 )
@@ -446,7 +447,7 @@ def expire(ticket: Ticket, message: Outgoing | None, timeout: float, trouble: st
 
 
 def _not_sent(error: MqkitError) -> MqkitError:
-    if isinstance(error, (ConfigError, Denied, NotFound, PublishFailed)):
+    if isinstance(error, (ConfigError, Denied, NotFound, PublishFailed, StoreDamaged)):
         return error
     wrapped = PublishFailed(f"not sent: {error}")
     wrapped.__cause__ = error

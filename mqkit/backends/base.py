@@ -177,7 +177,11 @@ class Publisher(Protocol):
         ...
 
     def abandon(self) -> Sequence[Outcome]:
-        """After `Lost`: everything submitted and unanswered, each as `PublishUnknown`."""
+        """
+        After `Lost`, or to close with something unanswered: all of that, each as `PublishUnknown`.
+
+        As `PublishFailed` where it had not begun and certainly never will.
+        """
         ...
 
     @property
