@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import Any
 
 from mqkit.backends.base import Outgoing
@@ -16,7 +16,7 @@ from mqkit.backends.base import Outgoing
 _claims = threading.Lock()
 _making = threading.Lock()
 
-
+_DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 _LATE: dict[str, Callable[[], Any]] = {"_condition": threading.Condition, "_waiters": list, "_done_callbacks": list}
 
 
@@ -53,11 +53,13 @@ class Ticket(Future[str]):
         bell.acquire()
         self._bell = bell
         # Resolving writes the state before it looks for a bell, so one of the two sees the other.
-        return self._state == FINISHED or bell.acquire(timeout=max(0.0, timeout))
+        return self._state in _DONE or bell.acquire(timeout=max(0.0, timeout))
 
     def resolve(self, error: BaseException | None) -> None:
         """By the pump, once: the message id, or the error."""
         outgoing = self.outgoing
+        if self.on_resolved is not None:
+            self.on_resolved(self, error)  # first: who finds nothing left to wait for must find what failed
         if error is None:
             self._result = outgoing.id if outgoing is not None else ""
         else:
@@ -66,8 +68,6 @@ class Ticket(Future[str]):
         self._state = FINISHED
         if self._bell is not None:
             self._bell.release()
-        if self.on_resolved is not None:
-            self.on_resolved(self, error)
         condition = self.__dict__.get("_condition")
         if condition is None:
             return
@@ -83,6 +83,16 @@ class Ticket(Future[str]):
             self.__dict__.pop("_condition", None)
             self._exception, self._state = error, FINISHED
 
+    @property
+    def withdrawn(self) -> bool:
+        """As `cancelled`, without a lock."""
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    @property
+    def claimed(self) -> bool:
+        """As `running`, without a lock: with the broker, or on its way there."""
+        return self._state == RUNNING
+
     def requeue(self) -> None:
         """By the pump, instead of `resolve`: the broker did not take it, it may be claimed again."""
         self._state = PENDING
@@ -90,13 +100,17 @@ class Ticket(Future[str]):
     def cancel(self) -> bool:
         """Withdraw the message. True: it was not handed to the broker and never will be."""
         with _claims:
-            if self._state in (RUNNING, FINISHED):
-                return False
-            if self._state == PENDING:
-                self._state = CANCELLED
+            if self._state != PENDING:
+                return self._state == CANCELLED_AND_NOTIFIED
+            self._state = CANCELLED_AND_NOTIFIED
+        self.outgoing = None
         if self.on_resolved is not None:
             self.on_resolved(self, None)
+        if self._bell is not None:
+            self._bell.release()
         with self._condition:
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
             self._condition.notify_all()
         self._invoke_callbacks()
         return True
@@ -120,6 +134,4 @@ def claim(tickets: Iterable[Ticket]) -> list[Ticket]:
             if ticket._state == PENDING:
                 ticket._state = RUNNING
                 claimed.append(ticket)
-            elif ticket._state == CANCELLED:
-                ticket._state = CANCELLED_AND_NOTIFIED
     return claimed

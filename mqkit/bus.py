@@ -21,12 +21,22 @@ from mqkit._outgoing import forwarded, outgoing
 from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
 from mqkit._registry import backend_for, known_schemes
 from mqkit._ticket import Ticket
+from mqkit._timeout import check_timeout
 from mqkit._topology import Mode, Topology, declaration_of
 from mqkit._url import Url
 from mqkit.aio import AsyncBus
 from mqkit.backends.base import Address, Admin, Backend, Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
-from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, NotFound, PublishFailed
+from mqkit.errors import (
+    BlockingCall,
+    CapabilityMissing,
+    Closed,
+    ConfigError,
+    MqkitError,
+    NotFound,
+    PublishFailed,
+    PublishUnknown,
+)
 from mqkit.handlers import Handlers, Provider, Registration
 from mqkit.health import Health
 from mqkit.message import Message, PublishOptions
@@ -128,11 +138,11 @@ class Bus(Handlers):
             PublishFailed, Denied, NotFound, TopologyMismatch: The broker refused; not sent.
             BlockingCall: The calling thread runs an event loop; await `bus.aio.publish`.
         """
-        if asyncio._get_running_loop() is not None:
-            self.blocking("publish")
+        self.blocking("publish")
+        check_timeout("publish", timeout)
         message = self.prepare(to, payload, options)
         if (native := options.get("native")) is not None:
-            return self._publish_within(message, native)
+            return self._publish_within([message], native)[0]
         pump = self._pump or self.publish_pump
         return wait_for_ticket(pump.send(message), timeout, pump.trouble)
 
@@ -142,9 +152,7 @@ class Bus(Handlers):
 
         Order is kept. What fails is raised again by the next `flush` or `close`, so the future may be dropped.
         """
-        message = self.prepare(to, payload, options)
-        if options.get("native") is not None:
-            raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
+        message = self.prepare_soon(to, payload, options)
         pump = self._pump or self.publish_pump
         return pump.send_soon(message, on_loop=asyncio._get_running_loop() is not None)
 
@@ -158,18 +166,25 @@ class Bus(Handlers):
             Unencodable, ConfigError: One of them can never be sent; none was.
         """
         self.blocking("publish_many")
+        check_timeout("publish_many", timeout)
         if options.get("id") is not None:
             raise ConfigError("publish_many gives each message its own id; use publish(id=...)")
         messages = [self.prepare(to, payload, options) for payload in payloads]
-        tickets = self.publish_pump.send_many(messages)
-        return self._outcomes(tickets, messages, time.monotonic() + timeout)
+        if (native := options.get("native")) is not None:
+            return list(self._publish_within(messages, native))
+        deadline = time.monotonic() + timeout
+        pump = self.publish_pump
+        tickets = pump.send_many(messages)
+        return [_outcome(ticket, message, deadline, pump) for ticket, message in zip(tickets, messages, strict=True)]
 
     def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
         """Send a message on: body, headers, key and id untouched. Raises as `publish`."""
         self.blocking("forward")
+        check_timeout("forward", timeout)
         self._note(to)
         copy = forwarded(to, message, self._opened_backend().capabilities)
-        return wait_for_ticket(self.publish_pump.send(copy), timeout, self.publish_pump.trouble)
+        pump = self.publish_pump
+        return wait_for_ticket(pump.send(copy), timeout, pump.trouble)
 
     def flush(self, *, timeout: float = 30.0) -> None:
         """
@@ -180,8 +195,12 @@ class Bus(Handlers):
             TimedOut: Some are not answered yet; they are still being sent.
         """
         self.blocking("flush")
-        if self._pump is not None:
-            self._pump.flush(timeout)
+        check_timeout("flush", timeout)
+        pump = self._pump
+        if pump is not None:
+            pump.flush(timeout)
+        elif self._closed:
+            raise _closed(self)
 
     # -- pulling ---------------------------------------------------------------------------------------------------
 
@@ -276,6 +295,7 @@ class Bus(Handlers):
             Unavailable: No connection within `timeout` seconds.
         """
         self.blocking("open")
+        check_timeout("open", timeout)
         with self._lock:
             self._closed = False
         self._check()
@@ -286,9 +306,13 @@ class Bus(Handlers):
         Flush, then let go of every connection. Safe to repeat. Later use raises `Closed`; `open` reopens.
 
         Raises:
-            TimedOut: Accepted publishes are undelivered after `timeout` seconds, and lost with this process.
+            TimedOut: Accepted publishes are undelivered after `timeout` seconds: their futures say which were not sent, and
+                for which that is unknown. None is sent later.
             PublishFailed: What `publish_soon` sent since the last flush was refused.
+            BlockingCall: In a done-callback of `publish_soon`, which runs on the thread that close ends.
         """
+        check_timeout("close", timeout)
+        self._refuse_done_callback("close")
         with self._lock:
             if self._closed:
                 return
@@ -396,11 +420,26 @@ class Bus(Handlers):
             self._note(to)
         return outgoing(to, payload, options, backend.capabilities, id=id)
 
+    def prepare_soon(self, to: Destination[Any], payload: Any, options: Mapping[str, Any]) -> Outgoing:
+        """As `prepare`, for `publish_soon` of either face."""
+        message = self.prepare(to, payload, options)
+        if options.get("native") is not None:
+            raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
+        return message
+
     def blocking(self, verb: str) -> None:
-        """Raises `BlockingCall` when the calling thread runs an event loop."""
+        """Raises `BlockingCall` on a thread that must not wait: it runs an event loop, or a done-callback of ours."""
         if asyncio._get_running_loop() is not None:
             raise BlockingCall(
                 f"bus.{verb} would block the event loop that runs on this thread; await bus.aio.{verb} instead"
+            )
+        self._refuse_done_callback(verb)
+
+    def _refuse_done_callback(self, verb: str) -> None:
+        pump = self._pump
+        if pump is not None and pump.ident == threading.get_ident():
+            raise BlockingCall(
+                f"bus.{verb} in a done-callback of publish_soon would wait for the thread that runs it; call it from another"
             )
 
     def admin_of(self, address: Address) -> Admin:
@@ -424,7 +463,7 @@ class Bus(Handlers):
             return self._backend
         with self._lock:
             if self._closed:
-                raise Closed(f"{self!r} is closed; open() it again before using it")
+                raise _closed(self)
             if self._backend is None:
                 self._settings = config.load(self.name, self._url)
                 self._backend = backend_for(Url.parse(self._settings.url), self._clock)
@@ -471,29 +510,14 @@ class Bus(Handlers):
         if self._workers:
             raise ConfigError(f"{self!r} consumes already; register handlers before its worker starts")
 
-    def _publish_within(self, message: Outgoing, native: Any) -> str:
+    def _publish_within(self, messages: Sequence[Outgoing], native: Any) -> list[str]:
         try:
-            self._opened_backend().publish_within(native, [message])
+            self._opened_backend().publish_within(native, messages)
         except (
             NotFound
         ) as exc:  # and it cannot be declared now, while that transaction may keep all others from writing
             raise ConfigError(f"{exc}, before your transaction begins: bus.declare(...)") from exc
-        return message.id
-
-    def _outcomes(
-        self, tickets: Sequence[Ticket], messages: Sequence[Outgoing], deadline: float
-    ) -> list[str | PublishFailed]:
-        results: list[str | PublishFailed] = []
-        for ticket, message in zip(tickets, messages, strict=True):
-            try:
-                results.append(
-                    wait_for_ticket(ticket, max(0.0, deadline - time.monotonic()), self.publish_pump.trouble)
-                )
-            except PublishFailed as exc:
-                results.append(exc)
-            except Exception as exc:  # noqa: BLE001  one outcome per message, whatever it is
-                results.append(_as_failed(message, exc))
-        return results
+        return [message.id for message in messages]
 
     def _after_fork(self) -> None:
         """In a forked child: unopened, with new locks; what was inherited is forgotten, never closed."""
@@ -507,11 +531,26 @@ class Bus(Handlers):
             pump.after_fork()
 
 
-def _as_failed(message: Outgoing, error: Exception) -> PublishFailed:
-    failed = PublishFailed(f"message {message.id} was not sent: {error}")
-    failed.retryable = bool(getattr(error, "retryable", False))
-    failed.__cause__ = error
-    return failed
+def _closed(bus: Bus) -> Closed:
+    return Closed(f"{bus!r} is closed; open() it again before using it")
+
+
+def _outcome(ticket: Ticket, message: Outgoing, deadline: float, pump: PublishPump) -> str | PublishFailed:
+    try:
+        return wait_for_ticket(ticket, max(0.0, deadline - time.monotonic()), pump.trouble)
+    except PublishFailed as exc:
+        return exc
+    except MqkitError as exc:  # TimedOut, Denied, ...: each says that nothing was sent
+        failed = PublishFailed(f"message {message.id} was not sent: {exc}")
+        failed.retryable = exc.retryable
+        failed.__cause__ = exc
+        return failed
+    except Exception as exc:  # noqa: BLE001  one outcome per message, whatever it is
+        unknown = PublishUnknown(
+            f"message {message.id}: sent or not, nobody knows: {exc!r}; publish again with the same id"
+        )
+        unknown.__cause__ = exc
+        return unknown
 
 
 def _shown(url: str) -> str:

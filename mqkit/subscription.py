@@ -13,6 +13,7 @@ from mqkit._consume import ConsumePump, Settings, needs
 from mqkit._listen import Ear
 from mqkit._mailbox import Mailbox
 from mqkit._registry import known_schemes
+from mqkit._timeout import check_timeout
 from mqkit._topology import source_declaration
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
 from mqkit.errors import Closed, ConfigError, Unavailable, Undecodable
@@ -77,6 +78,7 @@ class Subscription(Generic[T]):
             Unavailable: The source could not be opened.
         """
         self._bus.blocking("subscription(...).receive")
+        check_timeout("receive", timeout)
         self.open()
         deadline = time.monotonic() + timeout
         taken: list[Delivery[T]] = []

@@ -71,6 +71,13 @@ class Ticket:
         self.failure: MqkitError | None = None  # why it alone came to nothing, though its transaction was committed
         self.error: MqkitError | None = None
 
+    def withdraw(self) -> bool:
+        """By its owner: is it certain that nothing of it is or will be written?"""
+        with self.changed:
+            if self.state is State.QUEUED:
+                self.state = State.WITHDRAWN
+            return self.state is State.WITHDRAWN
+
     # -- the commit thread's side
 
     def urgent(self, db: sqlite3.Connection, now: float) -> bool:
@@ -137,8 +144,7 @@ class Call(Ticket, Generic[T]):
     def value(self, path: str) -> T:
         with self.changed:
             if not self.changed.wait_for(lambda: self.state is State.DONE, PATIENCE):
-                if self.state is State.QUEUED:
-                    self.state = State.WITHDRAWN
+                self.withdraw()
                 raise Unavailable(f"SQLite file {path} was not free to write within {PATIENCE:g} seconds")
         if self.error is not None:
             raise self.error

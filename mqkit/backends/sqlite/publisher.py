@@ -50,8 +50,12 @@ class _Batch(Ticket):
             return [(message.token, self._refused.get(message.address)) for message in self._messages]
         return [(message.token, None) for message in self._messages]
 
-    def unknown(self, path: str) -> list[Outcome]:
-        error = PublishUnknown(f"SQLite file {path} has not answered; publish again with the same id")
+    def given_up(self, path: str) -> list[Outcome]:
+        error: MqkitError
+        if self.withdraw():
+            error = PublishFailed(f"SQLite file {path} was not free to write; withdrawn, not published")
+        else:
+            error = PublishUnknown(f"SQLite file {path} has not answered; publish again with the same id")
         return [(message.token, error) for message in self._messages]
 
 
@@ -105,7 +109,7 @@ class SqlitePublisher:
     def abandon(self) -> Sequence[Outcome]:
         outcomes = list(self.collect(0))
         for ticket in self._unanswered:
-            outcomes += ticket.unknown(self._committer.path)
+            outcomes += ticket.given_up(self._committer.path)
         self._unanswered.clear()
         return outcomes
 
