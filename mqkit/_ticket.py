@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
@@ -17,7 +18,8 @@ _claims = threading.Lock()
 _making = threading.Lock()
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
-_LATE: dict[str, Callable[[], Any]] = {"_condition": threading.Condition, "_waiters": list, "_done_callbacks": list}
+_LATE: dict[str, Callable[[], Any]] = {"_later": threading.Condition, "_waiters": list, "_done_callbacks": list}
+_SHUT = object()
 
 
 class Ticket(Future[str]):
@@ -25,8 +27,8 @@ class Ticket(Future[str]):
     A `concurrent.futures.Future` of the message id.
 
     `Future.__init__` makes a Condition, which costs more than all the rest of a publish. Here it is made by the first
-    who needs one; resolving writes the result before it looks for a condition, and a waiter makes the condition before
-    it looks for a result, so neither misses the other.
+    who needs one, unless resolving was first and shut the door: one `setdefault` decides. Whoever has a condition of an
+    unresolved ticket may count on its state not changing while he holds it, as `concurrent.futures.wait` does.
     """
 
     # What most tickets never change stands here, once, and is not written per publish.
@@ -47,6 +49,16 @@ class Ticket(Future[str]):
         with _making:
             return self.__dict__.setdefault(name, make())
 
+    @property
+    def _condition(self) -> Any:  # type: ignore[override]
+        # A property goes before the instance, where `Future` would look.
+        door = self.__dict__.get("_door") or self.__dict__.setdefault("_door", threading.Condition())
+        if door is not _SHUT:
+            return door
+        while self._state != FINISHED:  # which is the very next thing that happens
+            time.sleep(0)
+        return self._later
+
     def wait(self, timeout: float) -> bool:
         """By the one caller who has this ticket: is it resolved within so many seconds? A bare lock, no Condition."""
         bell = threading.Lock()
@@ -65,22 +77,25 @@ class Ticket(Future[str]):
         else:
             self._exception = error
         self.outgoing = None  # a future kept by its caller must not keep the body
-        self._state = FINISHED
-        if self._bell is not None:
-            self._bell.release()
-        condition = self.__dict__.get("_condition")
-        if condition is None:
+        door = self.__dict__.setdefault("_door", _SHUT)
+        if door is _SHUT:
+            self._state = FINISHED
+            if self._bell is not None:
+                self._bell.release()
             return
-        with condition:
+        with door:
+            self._state = FINISHED
             for waiter in self._waiters:
                 waiter.add_result(self) if error is None else waiter.add_exception(self)
-            condition.notify_all()
+            door.notify_all()
+        if self._bell is not None:
+            self._bell.release()
         self._invoke_callbacks()
 
     def orphan(self, error: BaseException) -> None:
         """In a forked child: answer without touching a lock that a thread of the parent may have held."""
         if self._state != FINISHED:
-            self.__dict__.pop("_condition", None)
+            self.__dict__.pop("_door", None)
             self._exception, self._state = error, FINISHED
 
     @property
@@ -99,19 +114,19 @@ class Ticket(Future[str]):
 
     def cancel(self) -> bool:
         """Withdraw the message. True: it was not handed to the broker and never will be."""
-        with _claims:
-            if self._state != PENDING:
-                return self._state == CANCELLED_AND_NOTIFIED
-            self._state = CANCELLED_AND_NOTIFIED
-        self.outgoing = None
-        if self.on_resolved is not None:
-            self.on_resolved(self, None)
-        if self._bell is not None:
-            self._bell.release()
         with self._condition:
+            with _claims:
+                if self._state != PENDING:
+                    return self._state == CANCELLED_AND_NOTIFIED
+                self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
                 waiter.add_cancelled(self)
             self._condition.notify_all()
+        self.outgoing = None
+        if self._bell is not None:
+            self._bell.release()
+        if self.on_resolved is not None:
+            self.on_resolved(self, None)
         self._invoke_callbacks()
         return True
 
