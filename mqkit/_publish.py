@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import wait
 from typing import Literal
 
 from mqkit._spill import Spill
@@ -70,8 +69,8 @@ class PublishPump:
         self._inflight = 0  # taken from the queue and not answered
         self._again: list[Ticket] = []  # of these, what waits for its lost destination to be declared again
         self._grouped = backend.capabilities.group_commit
-        self._room = threading.Condition()
-        self._waiting_for_room = 0
+        self._changed = threading.Condition()  # something was answered, or the bus closes
+        self._watchers = 0  # who wait for that
         self._armed = False
         self._publisher: Publisher | None = None
         self._closing = False  # nothing new is accepted
@@ -87,6 +86,7 @@ class PublishPump:
         self._undelivered: set[Ticket] = set()  # of publish_soon: what the buffer holds, and flush waits for
         self._thread = threading.Thread(target=self._run, name=f"mqkit-publish-{name}", daemon=True)
         self._thread.start()
+        self.ident = self._thread.ident  # of the thread that also runs done-callbacks: they cannot wait for it
 
     # -- callers ---------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,8 @@ class PublishPump:
         self._queue.append(ticket)
         if self._closing:
             self._refuse([ticket])
-        self._notify()
+        if not self._armed:
+            self._notify()
         return ticket
 
     def send_many(self, messages: Iterable[Outgoing]) -> list[Ticket]:
@@ -109,7 +110,8 @@ class PublishPump:
         self._queue.extend(tickets)
         if self._closing:
             self._refuse(tickets)
-        self._notify()
+        if not self._armed:
+            self._notify()
         return tickets
 
     def send_soon(self, message: Outgoing, *, on_loop: bool) -> Ticket:
@@ -139,7 +141,7 @@ class PublishPump:
 
     def flush(self, timeout: float) -> None:
         """Wait for every `publish_soon` so far; raise what failed since the last flush."""
-        _, late = wait(list(self._undelivered), timeout)
+        late = self._unanswered(timeout)
         if late:
             raise TimedOut(
                 f"{len(late)} messages are not confirmed after {timeout:g} s; {self.trouble() or 'still sending'}"
@@ -163,11 +165,6 @@ class PublishPump:
             return publisher.blocked
         return self._state
 
-    @property
-    def ident(self) -> int | None:
-        """Of its thread, which also runs done-callbacks: they cannot wait for it."""
-        return self._thread.ident
-
     def close(self, timeout: float) -> None:
         """
         Send what is queued, then end the thread. What is not answered in time is given up: not sent later, and where the
@@ -178,10 +175,10 @@ class PublishPump:
             PublishFailed: Everything was answered, and some of it failed since the last flush.
         """
         deadline = time.monotonic() + timeout
-        wait(list(self._undelivered), timeout)
-        with self._room:
+        self._unanswered(timeout)
+        with self._changed:
             self._closing = True
-            self._room.notify_all()
+            self._changed.notify_all()
         late = list(self._undelivered)
         self._wake()
         self._arrived.set()
@@ -214,9 +211,8 @@ class PublishPump:
             ticket.orphan(error)
 
     def _notify(self) -> None:
-        if not self._armed:
-            self._armed = True
-            self._wake()
+        self._armed = True
+        self._wake()
 
     def _wake(self) -> None:
         publisher = self._publisher
@@ -236,8 +232,7 @@ class PublishPump:
         self._undelivered.difference_update(withdrawn)
         if len(withdrawn) == len(tickets):
             raise Closed("the bus is closed; open() it again before publishing")
-        for ticket in withdrawn:
-            ticket.resolve(_unsent())
+        self._resolve(withdrawn, _unsent())
 
     # -- the buffer ------------------------------------------------------------------------------------------------
 
@@ -266,8 +261,8 @@ class PublishPump:
         if threading.get_ident() == self.ident:
             raise BlockingCall(f"publish_soon in a done-callback would wait for its own thread to make room: {full}")
         deadline = time.monotonic() + BLOCK
-        with self._room:
-            self._waiting_for_room += 1
+        with self._changed:
+            self._watchers += 1
             try:
                 while len(self._undelivered) >= self._buffer and not self._closing:
                     left = deadline - time.monotonic()
@@ -275,9 +270,9 @@ class PublishPump:
                         raise BufferFull(
                             f"message {message.id} refused: {full} for {BLOCK:g} s; {self.trouble() or ''}"
                         )
-                    self._room.wait(left)
+                    self._changed.wait(left)
             finally:
-                self._waiting_for_room -= 1
+                self._watchers -= 1
 
     def _drop_oldest(self, error: BufferFull) -> None:
         """Give up the oldest message of `publish_soon` that is not with the broker; what others wait for stays."""
@@ -291,8 +286,7 @@ class PublishPump:
                 else:
                     dropped = claim([ticket])
             self._queue.extendleft(reversed(passed))
-        for ticket in dropped:
-            ticket.resolve(error)
+        self._resolve(dropped, error)
 
     def _send_or_spill(self, message: Outgoing, spill: Spill) -> Ticket:
         ticket = Ticket(message)
@@ -312,8 +306,27 @@ class PublishPump:
                         f"file for more cannot grow: {exc}"
                     ) from exc
             self._undelivered.add(ticket)
-        self._notify()
+        if not self._armed:
+            self._notify()
         return ticket
+
+    def _unanswered(self, timeout: float) -> list[Ticket]:
+        """Of what `publish_soon` has accepted so far, what has no answer within the timeout."""
+        late = list(self._undelivered)
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._watchers += 1
+            try:
+                while True:
+                    while late and late[-1].answered:
+                        late.pop()
+                    left = deadline - time.monotonic()
+                    if not late or left <= 0:
+                        break
+                    self._changed.wait(left)
+            finally:
+                self._watchers -= 1
+        return [ticket for ticket in late if not ticket.answered]
 
     def _resolved(self, ticket: Ticket, error: BaseException | None) -> None:
         """A `publish_soon` is about to be answered."""
@@ -323,12 +336,19 @@ class PublishPump:
                 if len(self._failures) < KEPT:
                     self._failures.append(error)
         self._undelivered.discard(ticket)
-        if self._waiting_for_room and ticket.withdrawn:
-            self._tell_room()
+        if self._watchers and ticket.withdrawn:
+            self._tell_watchers()
 
-    def _tell_room(self) -> None:
-        with self._room:
-            self._room.notify_all()
+    def _resolve(self, tickets: Iterable[Ticket], error: MqkitError) -> None:
+        """Answer what no publisher has."""
+        for ticket in tickets:
+            ticket.resolve(error)
+        if self._watchers:
+            self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _raise_failures(self) -> None:
         """What `publish_soon` could not send since the last time somebody asked."""
@@ -483,8 +503,8 @@ class PublishPump:
                 ticket.resolve(error)
         if self._again and not self._inflight:
             self._send_again()
-        if self._waiting_for_room:
-            self._tell_room()
+        if self._watchers:
+            self._tell_watchers()
 
     def _send_again(self) -> None:
         """
@@ -529,8 +549,7 @@ class PublishPump:
                 waiting.append(self._queue.popleft())
             if self._spill is not None:
                 waiting += self._spill.clear()
-        for ticket in claim(waiting):
-            ticket.resolve(error)
+        self._resolve(claim(waiting), error)
 
 
 def wait_for_ticket(ticket: Ticket, timeout: float, why: Callable[[], str | None]) -> str:

@@ -99,6 +99,11 @@ class Ticket(Future[str]):
             self._exception, self._state = error, FINISHED
 
     @property
+    def answered(self) -> bool:
+        """As `done`, without a lock."""
+        return self._state in _DONE
+
+    @property
     def withdrawn(self) -> bool:
         """As `cancelled`, without a lock."""
         return self._state == CANCELLED_AND_NOTIFIED

@@ -138,7 +138,9 @@ class Bus(Handlers):
             PublishFailed, Denied, NotFound, TopologyMismatch: The broker refused; not sent.
             BlockingCall: The calling thread runs an event loop; await `bus.aio.publish`.
         """
-        self.blocking("publish")
+        pump = self._pump
+        if asyncio._get_running_loop() is not None or (pump is not None and pump.ident == threading.get_ident()):
+            self.blocking("publish")
         check_timeout("publish", timeout)
         message = self.prepare(to, payload, options)
         if (native := options.get("native")) is not None:

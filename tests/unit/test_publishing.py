@@ -374,7 +374,7 @@ def test_who_waits_for_room_when_the_bus_closes_is_told_that_it_is_closed():
     with silence(bus):
         publisher = threading.Thread(target=publish)
         publisher.start()
-        until(lambda: bus.publish_pump._waiting_for_room)
+        until(lambda: bus.publish_pump._watchers)
         with pytest.raises(TimedOut):
             bus.close(timeout=0.05)
         publisher.join(10.0)
@@ -410,7 +410,7 @@ def test_a_cancelled_future_releases_a_flush_that_waits_for_it(tmp_path: Path):
         waiting = bus.publish_soon(numbers, 2)
         flusher = threading.Thread(target=flush)
         flusher.start()
-        until(lambda: waiting._waiters)  # type: ignore[attr-defined]
+        until(lambda: bus.publish_pump._watchers)
         assert waiting.cancel()
 
     assert flushed.wait(20.0)
