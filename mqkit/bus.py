@@ -136,7 +136,7 @@ class Bus(Handlers):
             TimedOut: Withdrawn in time, not sent.
             PublishUnknown: Sent or not, nobody knows; publish again with the same `id`.
             PublishFailed, Denied, NotFound, TopologyMismatch: The broker refused; not sent.
-            BlockingCall: The calling thread runs an event loop; await `bus.aio.publish`.
+            BlockingCall: The calling thread runs an event loop, await `bus.aio.publish`; or a done-callback of `publish_soon`.
         """
         pump = self._pump
         if asyncio._get_running_loop() is not None or (pump is not None and pump.ident == threading.get_ident()):
@@ -152,7 +152,8 @@ class Bus(Handlers):
         """
         Send a message without waiting; the future gives its id, or raises as `publish` does.
 
-        Order is kept. What fails is raised again by the next `flush` or `close`, so the future may be dropped.
+        Order is kept. What fails is raised again by the next `flush` or `close`, so the future may be dropped. Its
+        done-callbacks run on the thread that publishes and must not block.
         """
         message = self.prepare_soon(to, payload, options)
         pump = self._pump or self.publish_pump
