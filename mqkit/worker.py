@@ -185,7 +185,7 @@ class Worker:
         return self._own_loop.loop
 
     def _build(self, entries: list[Any], loop: asyncio.AbstractEventLoop | None) -> None:
-        bus, link = self._bus, self._link
+        link = self._link
         values: dict[int, Any] = {}
         for registration, providers, middlewares, settings in entries:
             given = self._worker_values(providers, values, loop)

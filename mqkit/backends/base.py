@@ -178,9 +178,8 @@ class Publisher(Protocol):
 
     def abandon(self) -> Sequence[Outcome]:
         """
-        After `Lost`, or to close with something unanswered: all of that, each as `PublishUnknown`.
-
-        As `PublishFailed` where it had not begun and certainly never will.
+        After `Lost`, or because the bus stops waiting: everything submitted and unanswered, each as `PublishUnknown`, or as
+        `PublishFailed` where it is taken back and never sent. `close` follows.
         """
         ...
 

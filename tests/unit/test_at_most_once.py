@@ -27,7 +27,7 @@ def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Bus:
 
 def stored(bus: Bus) -> int:
     """How many numbers the broker holds, in whoever's hands."""
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     try:
         return sum(each.ready + each.inflight for each in admin.describe() if each.address == numbers.address)
     finally:

@@ -55,6 +55,14 @@ def test_a_published_body_arrives_untouched_with_its_options(mqkit: Mqkit, bus: 
     assert message["content_type"] == "application/json"
 
 
+def test_a_type_that_is_not_text_is_refused_before_anything_is_sent(mqkit: Mqkit, bus: Bus):
+    bus.declare(emails)
+    ran = mqkit("publish", "emails", "1", "--type", "\udcff")
+    assert (ran.code, ran.out) == (2, "")
+    assert "type" in ran.err
+    assert mqkit("tail", "emails", "--no-follow", "--json").lines == []
+
+
 def test_a_body_that_is_not_json_is_refused_before_the_broker_is_asked(mqkit: Mqkit):
     ran = mqkit("publish", "nowhere", "{oops")
     assert ran.code == 2
