@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
 
+import msgspec
 import pytest
 
 from mqkit import Ack, AsyncBus, Batch, Broadcast, Bus, Delivery, Handlers, Queue, Reject, Retry, RetryLater, Topic
@@ -302,3 +304,16 @@ def test_a_delivery_settled_by_its_handler_cannot_be_settled_by_hand():
     one.publish(emails, "x")
     [attempt] = run_until_idle(one)
     assert isinstance(attempt.error, ConfigError)
+
+
+def test_a_handler_repeats_the_annotation_of_its_destination():
+    one, seen = bus(), []
+    positive = Queue("positive", Annotated[int, msgspec.Meta(ge=0)])
+
+    @one.on(positive)
+    def handle(number: Annotated[int, msgspec.Meta(ge=0)]) -> None:
+        seen.append(number)
+
+    one.publish(positive, 3)
+    run_until_idle(one).raise_first()
+    assert seen == [3]
