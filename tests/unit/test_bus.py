@@ -16,7 +16,7 @@ from waiting import until
 
 from mqkit import Bus, Delivery, Message, Queue, TimedOut, Topic
 from mqkit.errors import BlockingCall, BufferFull, Closed, ConfigError, MessageTooLarge, Unencodable
-from mqkit.testing import run_until_idle
+from mqkit.testing import VirtualClock, run_until_idle
 
 emails = Queue("emails", str)
 
@@ -42,6 +42,12 @@ def bodies(bus: Bus) -> list[str]:
 
         until(nothing_left)
     return found
+
+
+@pytest.mark.parametrize("clock", [5, VirtualClock])
+def test_what_is_no_clock_is_refused(clock: object):
+    with pytest.raises(ConfigError, match="is no clock"):
+        Bus("memory://", clock=clock)  # type: ignore[arg-type]
 
 
 def test_making_a_bus_reads_nothing_and_starts_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -43,6 +43,7 @@ def take(text: str) -> None: ...
         (lambda h: h.on(emails, settle="later"), "settle='later'"),
         (lambda h: h.on(ticks, retry=Retry()), "broadcast"),
         (lambda h: h.on(orders, group="g", start="middle"), "start='middle'"),
+        (lambda h: h.on(emails, retry=5), "retry=5 must be a Retry"),
         (lambda h: h.provide(int, 5), "cannot be called"),
         (lambda h: h.include("x"), "takes Handlers"),
         (lambda h: h.include(h), "include each other"),
@@ -143,6 +144,20 @@ def test_registration_ends_when_a_worker_starts():
     one.on(emails)(take)
     with one.worker(), pytest.raises(ConfigError, match="before its worker starts"):
         one.on(keyed)(take)
+
+
+def test_registration_ends_for_included_handlers_too():
+    one, part, inner = bus(), Handlers(), Handlers()
+    one.on(emails)(take)
+    part.include(inner)
+    one.include(part)
+    with one.worker():
+        for handlers in (part, inner):
+            with pytest.raises(ConfigError, match="before its worker starts"):
+                handlers.on(keyed)(take)
+            with pytest.raises(ConfigError, match="before its worker starts"):
+                handlers.wrap(lambda delivery: contextlib.nullcontext())
+    inner.on(keyed)(take)
 
 
 def test_earliest_needs_a_topic_that_retains():
