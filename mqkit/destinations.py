@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, overload
 
+from mqkit._numbers import whole
 from mqkit._schema import Schema
 from mqkit.backends.base import Address, Kind
 from mqkit.codecs import JSON, Codec
@@ -270,11 +271,6 @@ def check_native(destination: Destination[Any], option: Any) -> None:
         raise ConfigError(f"{destination!r}: native={option!r} is not an options object of mqkit.native")
     if option.kind != destination.kind:
         raise ConfigError(f"{destination!r}: native={option!r} is for a {option.kind}, not for a {destination.kind}")
-
-
-def whole(number: object, least: int, most: int) -> bool:
-    """Is it a whole number in these bounds? True and False are none."""
-    return isinstance(number, int) and not isinstance(number, bool) and least <= number <= most
 
 
 def check_name(name: str, what: str) -> str:

@@ -8,9 +8,9 @@ The `kind` of an options object is that of the destinations it is for.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
+from mqkit._numbers import finite
 from mqkit.errors import ConfigError
 
 
@@ -65,5 +65,5 @@ class SqliteTransaction:
 
 def _check_seconds(options: Any, name: str) -> None:
     value = getattr(options, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if not finite(value) or value < 0:
         raise ConfigError(f"{type(options).__name__}({name}={value!r}): seconds, 0 or more")

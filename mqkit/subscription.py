@@ -12,10 +12,11 @@ import msgspec
 from mqkit._consume import ConsumePump, Settings, needs
 from mqkit._listen import Ear, listening_of
 from mqkit._mailbox import Mailbox
+from mqkit._numbers import whole
 from mqkit._registry import known_schemes
 from mqkit._topology import check_start, source_declaration
 from mqkit.backends.base import Order, Start
-from mqkit.destinations import Broadcast, Destination, whole
+from mqkit.destinations import Broadcast, Destination
 from mqkit.errors import Closed, ConfigError, Unavailable, Undecodable
 from mqkit.handlers import check_source, refuse
 from mqkit.message import Delivery
