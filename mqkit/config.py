@@ -79,8 +79,8 @@ def load(
     if not isinstance(found, str):
         place = where if url is None else f"Bus(url={url!r})"
         raise ConfigError(f"{place}: url must be a text, not {type(found).__name__}")
-    handlers = table.get("on", {})
-    return BusConfig(found, {source: _overrides(source, values, where) for source, values in handlers.items()})
+    on = table.get("on", {})
+    return BusConfig(found, {source: _overrides(source, values, where) for source, values in on.items()})
 
 
 def variable_of(name: str) -> str:
@@ -88,34 +88,37 @@ def variable_of(name: str) -> str:
 
 
 def _bus_table(name: str, profile: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """What the first file with settings says about this bus, and where it says so."""
     for path, prefix in ((folder / FILE, ()), (folder / "pyproject.toml", ("tool", "mqkit"))):
-        root = _read(path)
-        for depth, part in enumerate(prefix):
-            root = _table(root, part, f"{path.name} {'.'.join(prefix[:depth])}".rstrip())
-        if not root:
-            continue
-        place = f"{path.name} {'.'.join(prefix)}".rstrip()
-        _known(root, ("bus", "profile"), place)
-        plain, profiles = (_table(root, part, place) for part in ("bus", "profile"))
-        special: dict[str, Any] = {}
-        if profile:
-            if profile not in profiles:
-                raise ConfigError(unknown("profile", profile, profiles, where=f"{PROFILE} names what {path.name}"))
-            chosen = _table(profiles, profile, f"{place} profile")
-            _known(chosen, ("bus",), f"{place} profile.{profile}")
-            special = _table(chosen, "bus", f"{place} profile.{profile}")
-        _refuse_misspelt(name, {*plain, *special}, place)
-        where = f"{path.name} [{'.'.join((*prefix, 'bus', name))}]"
-        base, over = (_table(buses, name, f"{place} bus") for buses in (plain, special))
-        for table in (base, over):
-            _known(table, _BUS_KEYS, where)
-        merged = {**base, **over}
-        if handlers := {**_table(base, "on", where), **_table(over, "on", where)}:
-            merged["on"] = handlers
-        return merged, where
+        place, root = path.name, _read(path)
+        for part in prefix:
+            root = _table(root, part, place)
+            place = f"{place} {part}" if place == path.name else f"{place}.{part}"
+        if root:
+            table = _merged(root, name, profile, place)
+            return table, f"{path.name} [{'.'.join((*prefix, 'bus', name))}]"
     if profile:
         raise ConfigError(f"{PROFILE}={profile} is set, and neither {FILE} nor pyproject.toml has settings of mqkit")
     return {}, FILE
+
+
+def _merged(root: dict[str, Any], name: str, profile: str, place: str) -> dict[str, Any]:
+    """The table of a bus with that of the profile laid over it, handler by handler."""
+    _known(root, ("bus", "profile"), place)
+    plain, profiles = (_table(root, part, place) for part in ("bus", "profile"))
+    special: dict[str, Any] = {}
+    if profile:
+        if profile not in profiles:
+            raise ConfigError(unknown("profile", profile, profiles, where=f"{PROFILE} names what {place}"))
+        chosen = _table(profiles, profile, f"{place} profile")
+        _known(chosen, ("bus",), f"{place} profile.{profile}")
+        special = _table(chosen, "bus", f"{place} profile.{profile}")
+    _refuse_misspelt(name, {*plain, *special}, place)
+    base, over = (_table(buses, name, f"{place} bus") for buses in (plain, special))
+    for table in (base, over):
+        _known(table, _BUS_KEYS, f"{place} bus.{name}")
+    on = {**_table(base, "on", f"{place} bus.{name}"), **_table(over, "on", f"{place} bus.{name}")}
+    return {**base, **over, "on": on}
 
 
 def _read(path: Path) -> dict[str, Any]:
