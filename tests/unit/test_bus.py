@@ -333,6 +333,24 @@ def test_a_forked_child_opens_its_own_bus_and_the_parent_goes_on():
     assert (done.returncode, done.stdout.split()) == (0, ["child:Closed", "child:ok", "parent:ok"]), done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_forked_while_a_named_memory_broker_is_looked_up_has_its_own():
+    program = """
+import os, signal
+from mqkit import Bus
+from mqkit.backends import memory
+with memory._naming:
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        Bus("memory://shared").open()
+        os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0\n", done.stderr
+
+
 def test_run_stops_gracefully_on_sigterm():
     program = Path(__file__).with_name("run_program.py")
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as process:
