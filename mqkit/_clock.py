@@ -19,6 +19,11 @@ class Clock(Protocol):
         ...
 
 
+def is_clock(value: object) -> bool:
+    """Has it what a `Clock` has? The class of one is none."""
+    return not isinstance(value, type) and all(hasattr(value, name) for name in ("virtual", "now", "subscribe"))
+
+
 class SystemClock:
     """The wall clock at import, carried forward by the monotonic clock."""
 

@@ -58,9 +58,9 @@ class Link:
         self.listening: Any = None  # what subscriptions to broadcasts share, see `_listen`
         self.lock = threading.RLock()
         self.pump: PublishPump | None = None
-        self._mode = mode
+        self._mode: Mode = mode
         self._buffer = buffer
-        self._overflow = overflow
+        self._overflow: Overflow = overflow
         self._settings: config.BusConfig | None = None
         self._backend: Backend | None = None  # made once: a bus on memory:// that is opened again finds its messages
         self._usable: Backend | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -76,12 +77,15 @@ class Schema:
     def _admit(self, payload: Any) -> str:
         """The wire name of a payload whose class was not met before. Raises `Unencodable` for a foreign class."""
         cls = payload.__class__
-        for member, wire in self._members.items():
-            if _is_instance(payload, member):
-                if isinstance(cls, type):
-                    self._accepts[cls] = wire
-                return wire
-        raise Unencodable(f"payload {cls.__name__} is not of the type of {self._name!r}, which is {_show(self._type)}")
+        fitting = [member for member in self._members if _is_instance(payload, member)]
+        if not fitting:
+            raise Unencodable(
+                f"payload {cls.__name__} is not of the type of {self._name!r}, which is {_show(self._type)}"
+            )
+        wire = self._members[min(fitting, key=lambda member: _distance(cls, member))]
+        if isinstance(cls, type):
+            self._accepts[cls] = wire
+        return wire
 
     def _untyped(self, envelope: Envelope) -> Decode:
         if envelope.type and self._by_name:
@@ -116,10 +120,20 @@ class Schema:
 
 def is_wider(annotation: Any, payload: Any) -> bool:
     """May a parameter annotated so receive every payload of this type?"""
+    annotation, payload = _bare(annotation), _bare(payload)
     if annotation in (Any, object) or annotation == payload:
         return True
     wide = _members(annotation)
     return all(any(_covers(one, member) for one in wide) for member in _members(payload))
+
+
+def _bare(type_: Any) -> Any:
+    """The type without what `Annotated` says about it, at any depth: a limit is the decoder's affair."""
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"type": type_}
+    return typing.get_type_hints(holder)["type"]
 
 
 def _covers(annotation: Any, member: Any) -> bool:
@@ -140,8 +154,15 @@ def _members(type_: Any) -> list[Any]:
     return [type_]
 
 
+def _class_of(member: Any) -> Any:
+    """`dict` of `dict[str, int]`, `int` of `Annotated[int, ...]`; anything without arguments is itself."""
+    if typing.get_origin(member) is typing.Annotated:
+        return _class_of(member.__origin__)
+    return typing.get_origin(member) or member
+
+
 def _wire_name(member: Any) -> str:
-    cls = typing.get_origin(member) or member
+    cls = _class_of(member)
     if not isinstance(cls, type):
         return ""
     if issubclass(cls, msgspec.Struct):
@@ -152,16 +173,27 @@ def _wire_name(member: Any) -> str:
     return ""
 
 
+def _distance(cls: Any, member: Any) -> float:
+    """How far a payload's class is derived from a member: 0 for the member itself."""
+    order = getattr(cls, "__mro__", ())
+    base = _class_of(member)
+    return order.index(base) if base in order else math.inf
+
+
 def _is_instance(payload: Any, member: Any) -> bool:
+    if typing.get_origin(member) is typing.Annotated:
+        member = member.__origin__
     if member is Any:
         return True
     if member is None:
         return payload is None
     if typing.is_typeddict(member):
         return isinstance(payload, dict)
-    cls = typing.get_origin(member) or member
+    cls = _class_of(member)
     if cls is typing.Literal:
         return payload in typing.get_args(member)
+    if cls is int:
+        return isinstance(payload, int) and not isinstance(payload, bool)
     if cls is float:
         return isinstance(payload, (int, float)) and not isinstance(payload, bool)
     if cls is bytes:

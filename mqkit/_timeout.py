@@ -9,7 +9,7 @@ from mqkit.errors import ConfigError
 LONGEST = threading.TIMEOUT_MAX / 2  # half of what a lock can wait: 146 years on Linux, 24 days on Windows
 
 
-def check_timeout(verb: str, timeout: object) -> None:
+def check_timeout(verb: str, timeout: Any) -> None:
     """Raises `ConfigError` for anything that cannot be waited for; there is no "for ever"."""
     if timeout.__class__ is float and 0.0 <= timeout <= LONGEST:
         return

@@ -132,3 +132,12 @@ def source_declaration(
     declaration = declaration_of(destination, group, backend_name)
     order = order or ("key" if declaration.keyed else "none")
     return msgspec.structs.replace(declaration, order=order, start=start)
+
+
+def check_start(source: Destination[Any], declaration: Declaration, backend_name: str) -> None:
+    """`ConfigError` for a consumer that wants to begin at what nobody keeps."""
+    if declaration.start == "earliest" and getattr(declaration.native, "retain", 0) <= 0:
+        raise ConfigError(
+            f'{source!r}, start="earliest": the topic keeps nothing to start from; give it an options object of '
+            f"mqkit.native for {backend_name} with retain=seconds"
+        )

@@ -102,6 +102,7 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str) -> str:
     return f"{where} has no {what} {name!r}{hint} (known: {', '.join(names) or 'none'})"
 
 
+_SECRETS = ("pass", "pwd", "secret", "token", "key", "auth", "credential")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -120,4 +121,4 @@ def _convert(name: str, text: str, hint: Any, scheme: str) -> Any:
 
 
 def _secret(name: str) -> bool:
-    return any(word in name.lower() for word in ("password", "secret", "token", "passwd"))
+    return any(word in name.lower() for word in _SECRETS)

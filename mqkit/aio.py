@@ -137,9 +137,13 @@ class AsyncBus:
         """As `Bus.declare`."""
         await _threaded(self._bus.declare, *destinations)
 
-    def dead_letters(self, of: Destination[T], *, group: str | None = None) -> AsyncDeadLetters[T]:
+    @overload
+    def dead_letters(self, of: Queue[T]) -> AsyncDeadLetters[T]: ...
+    @overload
+    def dead_letters(self, of: Topic[T], *, group: str) -> AsyncDeadLetters[T]: ...
+    def dead_letters(self, of: Any, **options: Any) -> AsyncDeadLetters[Any]:
         """As `Bus.dead_letters`."""
-        return AsyncDeadLetters(self._bus.dead_letters(of, group=group))
+        return AsyncDeadLetters(self._bus.dead_letters(of, **options))
 
     async def open(self, *, timeout: float = 10.0) -> None:
         """As `Bus.open`."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mqkit import config
-from mqkit._clock import Clock, SystemClock
+from mqkit._clock import Clock, SystemClock, is_clock
 from mqkit._link import Link
 from mqkit._outgoing import forwarded
 from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
@@ -31,7 +31,7 @@ from mqkit.health import Health
 from mqkit.message import Message, PublishOptions, current
 from mqkit.patterns.dead_letter import DeadLetters
 from mqkit.patterns.retry import Retry
-from mqkit.subscription import Subscription
+from mqkit.subscription import BUFFER, OVERFLOW, PREFETCH, Subscription
 from mqkit.worker import Worker, run, settings_of
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Bus(Handlers):
             raise ConfigError(f"Bus(overflow={overflow!r}) must be one of {', '.join(OVERFLOWS)}")
         if not isinstance(buffer, int) or buffer < 1:
             raise ConfigError(f"Bus(buffer={buffer!r}) must be a whole number, 1 or more")
+        if clock is not None and not is_clock(clock):
+            raise ConfigError(f"Bus(clock={clock!r}) is no clock; pass an instance of mqkit.testing.VirtualClock")
         self.name = name = check_name(name, "bus")
         self._url = url
         self._options: dict[str, Any] = {
@@ -213,13 +215,13 @@ class Bus(Handlers):
         source: Any,
         *,
         group: str | None = None,
-        prefetch: int = 16,
+        prefetch: int = PREFETCH,
         start: Literal["latest", "earliest"] = "latest",
         order: Literal["none", "key"] | None = None,
         retry: Retry | None = None,
         match: str | None = None,
-        buffer: int = 100,
-        overflow: Literal["drop_oldest", "drop_newest"] = "drop_oldest",
+        buffer: int = BUFFER,
+        overflow: Literal["drop_oldest", "drop_newest"] = OVERFLOW,
     ) -> Subscription[Any]:
         """
         Take messages yourself: `with bus.subscription(...) as messages: for delivery in messages: ...; delivery.ack()`.
@@ -227,9 +229,14 @@ class Bus(Handlers):
         Args:
             group: Of a topic; required there.
             prefetch: Most deliveries held and not settled.
+            start, order: As for `on`.
             retry: What judges `delivery.fail(error)`.
             match: Of a broadcast: only keys of this pattern, words between dots, `*` for one word, `#` for any number.
             buffer: Of a broadcast: how many wait for a slow listener before `overflow` applies.
+
+        Raises:
+            ConfigError: Now, for what is wrong in itself or says nothing about this kind of source; at the first use, for
+                what the backend cannot do.
         """
         return Subscription(
             self, source, group=group, prefetch=prefetch, start=start, order=order, retry=retry,
@@ -251,7 +258,11 @@ class Bus(Handlers):
             link.note(destination)
         link.topology.ensure(link.backend, [one.address for one in destinations])
 
-    def dead_letters(self, of: Destination[T], *, group: str | None = None) -> DeadLetters[T]:
+    @overload
+    def dead_letters(self, of: Queue[T]) -> DeadLetters[T]: ...
+    @overload
+    def dead_letters(self, of: Topic[T], *, group: str) -> DeadLetters[T]: ...
+    def dead_letters(self, of: Any, *, group: str | None = None) -> DeadLetters[Any]:
         """The dead letters of a queue, or of one group of a topic."""
         if isinstance(of, Broadcast):
             raise ConfigError(f"dead_letters({of!r}): a broadcast is at most once and has none")
@@ -321,7 +332,7 @@ class Bus(Handlers):
             only: Sources to consume, as destinations or names such as "emails", "orders/billing"; all if left out.
             grace: Seconds that running handlers have to finish; what has not begun is given back at once.
         """
-        self.blocking("worker")
+        self.blocking("worker", "use `async with bus.aio.worker()`")
         worker = Worker(self, only=only, grace=grace, loop=None)
         worker.start()
         try:
@@ -391,12 +402,16 @@ class Bus(Handlers):
             raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
         return message
 
-    def blocking(self, verb: str) -> None:
-        """Raises `BlockingCall` on a thread that must not wait: it runs an event loop, or a done-callback of ours."""
+    def blocking(self, verb: str, instead: str = "") -> None:
+        """
+        Raises `BlockingCall` on a thread that must not wait: it runs an event loop, or a done-callback of ours.
+
+        Args:
+            instead: What to do on a loop, where it is not awaiting the verb of the same name.
+        """
         if asyncio._get_running_loop() is not None:
-            raise BlockingCall(
-                f"bus.{verb} would block the event loop that runs on this thread; await bus.aio.{verb} instead"
-            )
+            instead = instead or f"await bus.aio.{verb} instead"
+            raise BlockingCall(f"bus.{verb} would block the event loop that runs on this thread; {instead}")
         self._refuse_done_callback(verb)
 
     def _refuse_done_callback(self, verb: str) -> None:
@@ -432,6 +447,7 @@ class Bus(Handlers):
     def _open_for_registration(self) -> None:
         if any(isinstance(user, Worker) for user in self._link.users):
             raise ConfigError(f"{self!r} consumes already; register handlers before its worker starts")
+        super()._open_for_registration()
 
     def _after_fork(self) -> None:
         """In a forked child: unopened; what was inherited is forgotten, never closed."""

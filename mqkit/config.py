@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mqkit._numbers import finite, whole
 from mqkit._url import unknown
 from mqkit.errors import ConfigError
 from mqkit.patterns.retry import Backoff, Retry, exponential, fixed, linear
@@ -64,8 +66,10 @@ def load(
     folder = Path.cwd() if folder is None else folder
     table, where = _bus_table(name, environ.get(PROFILE, ""), folder)
     variable = variable_of(name)
-    found = url or environ.get(variable) or table.get("url")
-    if not found:
+    found = environ.get(variable) or table.get("url") if url is None else url
+    if found == "":
+        raise ConfigError(f"the URL of the bus {name!r} is empty; leave it out to have it looked up elsewhere")
+    if found is None:
         raise ConfigError(
             f"the bus {name!r} has no URL. Give it one of these ways:\n"
             f'  Bus("sqlite:///app.db"{"" if name == "default" else f", name={name!r}"})\n'
@@ -73,11 +77,10 @@ def load(
             f'  url = "sqlite:///app.db" below [bus.{name}] in {FILE}'
         )
     if not isinstance(found, str):
-        raise ConfigError(f"{where}: url must be a text, not {type(found).__name__}")
-    handlers = table.get("on", {})
-    if not isinstance(handlers, dict):
-        raise ConfigError(f"{where}.on must be a table of handlers")
-    return BusConfig(found, {source: _overrides(source, values, where) for source, values in handlers.items()})
+        place = where if url is None else f"Bus(url={url!r})"
+        raise ConfigError(f"{place}: url must be a text, not {type(found).__name__}")
+    on = table.get("on", {})
+    return BusConfig(found, {source: _overrides(source, values, where) for source, values in on.items()})
 
 
 def variable_of(name: str) -> str:
@@ -85,31 +88,37 @@ def variable_of(name: str) -> str:
 
 
 def _bus_table(name: str, profile: str, folder: Path) -> tuple[dict[str, Any], str]:
-    for path, prefix in ((folder / FILE, ""), (folder / "pyproject.toml", "tool.mqkit.")):
-        document = _read(path)
-        root = document.get("tool", {}).get("mqkit", {}) if prefix else document
-        if not root:
-            continue
-        _known(root, ("bus", "profile"), f"{path.name} {prefix.rstrip('.')}".strip())
-        base = root.get("bus", {}).get(name, {})
-        over: dict[str, Any] = {}
-        if profile:
-            profiles = root.get("profile", {})
-            if profile not in profiles:
-                raise ConfigError(unknown("profile", profile, profiles, where=f"{PROFILE} names what {path.name}"))
-            _known(profiles[profile], ("bus",), f"{path.name} [{prefix}profile.{profile}]")
-            over = profiles[profile].get("bus", {}).get(name, {})
-        where = f"{path.name} [{prefix}bus.{name}]"
-        for table in (base, over):
-            _known(table, _BUS_KEYS, where)
-        merged = {**base, **over}
-        handlers = {**base.get("on", {}), **over.get("on", {})}
-        if handlers:
-            merged["on"] = handlers
-        return merged, where
+    """What the first file with settings says about this bus, and where it says so."""
+    for path, prefix in ((folder / FILE, ()), (folder / "pyproject.toml", ("tool", "mqkit"))):
+        place, root = path.name, _read(path)
+        for part in prefix:
+            root = _table(root, part, place)
+            place = f"{place} {part}" if place == path.name else f"{place}.{part}"
+        if root:
+            table = _merged(root, name, profile, place)
+            return table, f"{path.name} [{'.'.join((*prefix, 'bus', name))}]"
     if profile:
         raise ConfigError(f"{PROFILE}={profile} is set, and neither {FILE} nor pyproject.toml has settings of mqkit")
     return {}, FILE
+
+
+def _merged(root: dict[str, Any], name: str, profile: str, place: str) -> dict[str, Any]:
+    """The table of a bus with that of the profile laid over it, handler by handler."""
+    _known(root, ("bus", "profile"), place)
+    plain, profiles = (_table(root, part, place) for part in ("bus", "profile"))
+    special: dict[str, Any] = {}
+    if profile:
+        if profile not in profiles:
+            raise ConfigError(unknown("profile", profile, profiles, where=f"{PROFILE} names what {place}"))
+        chosen = _table(profiles, profile, f"{place} profile")
+        _known(chosen, ("bus",), f"{place} profile.{profile}")
+        special = _table(chosen, "bus", f"{place} profile.{profile}")
+    _refuse_misspelt(name, {*plain, *special}, place)
+    base, over = (_table(buses, name, f"{place} bus") for buses in (plain, special))
+    for table in (base, over):
+        _known(table, _BUS_KEYS, f"{place} bus.{name}")
+    on = {**_table(base, "on", f"{place} bus.{name}"), **_table(over, "on", f"{place} bus.{name}")}
+    return {**base, **over, "on": on}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -123,9 +132,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name} cannot be read: {exc}") from exc
 
 
+def _table(parent: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The table of this name, empty where there is none."""
+    table = parent.get(name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: {name} must be a table, not {table!r}")
+    return table
+
+
+def _refuse_misspelt(name: str, tables: set[str], where: str) -> None:
+    """A bus without a table is fine, as one file may serve several programs; unless there is one spelled nearly so."""
+    near = [] if name in tables else difflib.get_close_matches(name, tables, n=1, cutoff=0.8)
+    if near:
+        raise ConfigError(
+            f"{where} has no bus {name!r}; did you mean {near[0]!r}? If both exist, give this one a table too, which may "
+            f"be empty: [bus.{name}]"
+        )
+
+
 def _known(table: Any, names: tuple[str, ...], where: str) -> None:
     if not isinstance(table, dict):
-        raise ConfigError(f"{where} must be a table")
+        raise ConfigError(f"{where} must be a table, not {table!r}")
     for name in table:
         if name not in names:
             raise ConfigError(unknown("setting", name, names, where=where))
@@ -135,11 +162,9 @@ def _overrides(source: str, values: Any, where: str) -> Overrides:
     where = f'{where}.on."{source}"'
     _known(values, _OVERRIDES, where)
     concurrency, timeout, retry = (values.get(name) for name in _OVERRIDES)
-    if concurrency is not None and (
-        not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
-    ):
-        raise ConfigError(f"{where}: concurrency={concurrency!r} must be a whole number, 1 or more")
-    if timeout is not None and (not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or timeout <= 0):
+    if concurrency is not None and not whole(concurrency, 1, 10_000):
+        raise ConfigError(f"{where}: concurrency={concurrency!r} must be a whole number from 1 to 10000")
+    if timeout is not None and not (finite(timeout) and timeout > 0):
         raise ConfigError(f"{where}: timeout={timeout!r} must be seconds above 0")
     if retry is not None:
         _known(retry, _RETRY_KEYS, f"{where}.retry")

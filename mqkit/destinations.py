@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, overload
 
+from mqkit._numbers import whole
 from mqkit._schema import Schema
 from mqkit.backends.base import Address, Kind
 from mqkit.codecs import JSON, Codec
@@ -62,16 +63,23 @@ class Destination(Generic[T]):
         self.key = key
         self.partitions = partitions
         self.priorities = priorities
+        if isinstance(groups, str):
+            raise ConfigError(f"{self!r}: groups={groups!r} must be a list of names, such as [{groups!r}]")
         self.groups = tuple(check_name(group, "group") for group in groups)
         self.codec = codec
         self.declare = declare
         self.native: tuple[Any, ...] = tuple(native) if isinstance(native, (tuple, list)) else (native,)
         for option in self.native:
-            if not hasattr(option, "backend"):
-                raise ConfigError(f"{self!r}: native={option!r} is not an options object of mqkit.native")
-        if not isinstance(partitions, int) or not 1 <= partitions <= 10_000:
+            check_native(self, option)
+        if key is not None and not callable(key):
+            raise ConfigError(f"{self!r}: key={key!r} must be a function from payload to key")
+        if not all(hasattr(codec, name) for name in ("content_type", "encoder", "decoder")):
+            raise ConfigError(f"{self!r}: codec={codec!r} is no codec; pass one of mqkit.codecs, such as JSON")
+        if not isinstance(declare, bool):
+            raise ConfigError(f"{self!r}: declare={declare!r} must be True or False")
+        if not whole(partitions, 1, 10_000):
             raise ConfigError(f"{self!r}: partitions={partitions!r} must be a whole number from 1 to 10000")
-        if not isinstance(priorities, int) or not 0 <= priorities <= 255:
+        if not whole(priorities, 0, 255):
             raise ConfigError(f"{self!r}: priorities={priorities!r} must be a whole number from 0 to 255")
         self.schema = Schema(name, type, codec)
 
@@ -255,6 +263,14 @@ class Broadcast(Destination[T]):
     def __init__(self, name: str, type: TypeForm[T], *, codec: Codec = JSON) -> None: ...
     def __init__(self, name: str, type: Any = Any, *, codec: Codec = JSON) -> None:
         super().__init__(name, type, codec=codec)
+
+
+def check_native(destination: Destination[Any], option: Any) -> None:
+    """`ConfigError` for what is no options object, or one of another kind of destination."""
+    if not hasattr(option, "backend") or getattr(option, "kind", None) not in get_args(Kind):
+        raise ConfigError(f"{destination!r}: native={option!r} is not an options object of mqkit.native")
+    if option.kind != destination.kind:
+        raise ConfigError(f"{destination!r}: native={option!r} is for a {option.kind}, not for a {destination.kind}")
 
 
 def check_name(name: str, what: str) -> str:

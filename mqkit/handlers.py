@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 import typing
+import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -97,6 +98,7 @@ class Handlers:
         self._providers: dict[Any, Provider] = {}
         self._middlewares: list[Middleware] = []
         self._parts: list[Handlers] = []
+        self._wholes: weakref.WeakSet[Handlers] = weakref.WeakSet()  # that have included this
 
     @overload
     def on(
@@ -268,13 +270,16 @@ class Handlers:
             if part is self or self in part._everything():
                 raise ConfigError("include: these handlers include each other")
             self._parts.append(part)
+            part._wholes.add(self)
 
     def _add(self, registration: Registration) -> None:
         self._open_for_registration()
         self._registrations.append(registration)
 
     def _open_for_registration(self) -> None:
-        """Overridden by a bus, which is closed for it while it consumes."""
+        """Raises `ConfigError` while a bus that this belongs to consumes."""
+        for one in list(self._wholes):
+            one._open_for_registration()
 
     def _everything(self) -> list[Handlers]:
         return [self, *(inner for part in self._parts for inner in part._everything())]
@@ -295,18 +300,14 @@ def _unset(*_: Any) -> None: ...
 def check(registration: Registration) -> None:
     """`ConfigError` for options that cannot be right on any backend."""
     source, name = registration.source, repr(registration.source)
-    if not isinstance(source, (Queue, Topic, Broadcast)):
-        raise ConfigError(f"on({source!r}): the source must be a Queue, Topic or Broadcast; texts are not destinations")
-    if isinstance(source, Topic):
-        if registration.group is None:
-            raise ConfigError(f"on({name}): a topic needs group=, the name of those who share the work")
-        check_name(registration.group, "group")
-    elif registration.group is not None:
-        raise ConfigError(f"on({name}): group={registration.group!r} is for topics; a {source.kind} has none")
-    if registration.start not in ("latest", "earliest"):
-        raise ConfigError(f'on({name}): start={registration.start!r} must be "latest" or "earliest"')
-    if registration.start == "earliest" and not isinstance(source, Topic):
-        raise ConfigError(f'on({name}): start="earliest" is for topics')
+    check_source(
+        "on",
+        source,
+        group=registration.group,
+        start=registration.start,
+        order=registration.order,
+        retry=registration.retry,
+    )
     if not isinstance(registration.concurrency, int) or not 1 <= registration.concurrency <= 10_000:
         raise ConfigError(
             f"on({name}): concurrency={registration.concurrency!r} must be a whole number from 1 to 10000"
@@ -316,14 +317,8 @@ def check(registration: Registration) -> None:
         raise ConfigError(f"on({name}): timeout={timeout!r} must be seconds above 0")
     if registration.batch is not None and not isinstance(registration.batch, Batch):
         raise ConfigError(f"on({name}): batch={registration.batch!r} must be a Batch(size=..., age=...)")
-    if registration.retry is not None and not isinstance(registration.retry, Retry):
-        raise ConfigError(f"on({name}): retry={registration.retry!r} must be a Retry(...)")
     if registration.where is not None and not callable(registration.where):
         raise ConfigError(f"on({name}): where={registration.where!r} must be a function of a Message")
-    if registration.order not in (None, "none", "key"):
-        raise ConfigError(f'on({name}): order={registration.order!r} must be "key" or "none"')
-    if registration.order == "key" and source.key is None:
-        raise ConfigError(f'on({name}): order="key" needs a destination that declares key=')
     if registration.promise not in typing.get_args(Promise):
         raise ConfigError(f"on({name}): promise={registration.promise!r} must be one of {typing.get_args(Promise)}")
     if registration.promise == "at_most_once":
@@ -341,13 +336,44 @@ def check(registration: Registration) -> None:
     if registration.settle not in ("auto", "manual"):
         raise ConfigError(f'on({name}): settle={registration.settle!r} must be "auto" or "manual"')
     if isinstance(source, Broadcast):
-        for option, default in (("batch", None), ("retry", None), ("order", None), ("settle", "auto")):
-            if getattr(registration, option) != default:
-                raise ConfigError(
-                    f"on({name}): {option}= has no meaning for a broadcast, which is live and at most once"
-                )
+        refuse("on", source, batch=registration.batch is not None, settle=registration.settle != "auto")
         if registration.promise == "exactly_once":
             raise ConfigError(f"on({name}): a broadcast is at most once")
+
+
+def check_source(
+    verb: str, source: Any, *, group: str | None, start: str, order: str | None, retry: Retry | None
+) -> None:
+    """`ConfigError` for what no consumer, handler or subscription, can ask of this source."""
+    name = repr(source)
+    if not isinstance(source, (Queue, Topic, Broadcast)):
+        raise ConfigError(f"{verb}({name}): the source must be a Queue, Topic or Broadcast; texts are not destinations")
+    if isinstance(source, Topic):
+        if group is None:
+            raise ConfigError(f"{verb}({name}): a topic needs group=, the name of those who share the work")
+        check_name(group, "group")
+    elif group is not None:
+        raise ConfigError(f"{verb}({name}): group={group!r} is for topics; a {source.kind} has none")
+    if start not in ("latest", "earliest"):
+        raise ConfigError(f'{verb}({name}): start={start!r} must be "latest" or "earliest"')
+    if start == "earliest" and not isinstance(source, Topic):
+        raise ConfigError(f'{verb}({name}): start="earliest" is for topics')
+    if order not in (None, "none", "key"):
+        raise ConfigError(f'{verb}({name}): order={order!r} must be "key" or "none"')
+    if isinstance(source, Broadcast):
+        refuse(verb, source, order=order is not None, retry=retry is not None)
+    if order == "key" and source.key is None:
+        raise ConfigError(f'{verb}({name}): order="key" needs a destination that declares key=')
+    if retry is not None and not isinstance(retry, Retry):
+        raise ConfigError(f"{verb}({name}): retry={retry!r} must be a Retry, such as Retry(attempts=3)")
+
+
+def refuse(verb: str, source: Destination[Any], **given: bool) -> None:
+    """`ConfigError` for the first option that was given and says nothing about a source of this kind."""
+    for option, was in given.items():
+        if was:
+            why = ", which is live and at most once" if isinstance(source, Broadcast) else ""
+            raise ConfigError(f"{verb}({source!r}): {option}= has no meaning for a {source.kind}{why}")
 
 
 def check_handler(registration: Registration) -> None:

@@ -2,12 +2,16 @@
 Options of single backends, for what is not the same everywhere.
 
 Plain values that import no driver. Several may stand together in `native=`; the backend of the bus takes its own.
+The `kind` of an options object is that of the destinations it is for.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+from mqkit._numbers import finite
+from mqkit.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +24,10 @@ class MemoryTopic:
     """
 
     retain: float = 0.0
-    backend = "memory"
+    backend, kind = "memory", "topic"
+
+    def __post_init__(self) -> None:
+        _check_seconds(self, "retain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +41,10 @@ class SqliteTopic:
     """
 
     retain: float = 0.0
-    backend = "sqlite"
+    backend, kind = "sqlite", "topic"
+
+    def __post_init__(self) -> None:
+        _check_seconds(self, "retain")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,3 +61,9 @@ class SqliteTransaction:
 
     connection: Any
     backend = "sqlite"
+
+
+def _check_seconds(options: Any, name: str) -> None:
+    value = getattr(options, name)
+    if not finite(value) or value < 0:
+        raise ConfigError(f"{type(options).__name__}({name}={value!r}): seconds, 0 or more")

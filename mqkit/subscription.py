@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
 
 from mqkit._consume import ConsumePump
 from mqkit._listen import Ear, listening_of
 from mqkit._mailbox import Mailbox
+from mqkit._numbers import whole
 from mqkit._registry import known_schemes
 from mqkit._settings import Settings, needs
 from mqkit._timeout import check_timeout
-from mqkit._topology import source_declaration
-from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
+from mqkit._topology import check_start, source_declaration
+from mqkit.backends.base import Order, Start
+from mqkit.destinations import Broadcast, Destination
 from mqkit.errors import Closed, ConfigError, Unavailable, Undecodable
+from mqkit.handlers import check_source, refuse
 from mqkit.message import Delivery
 from mqkit.patterns.retry import Retry
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PREFETCH = 16  # deliveries held and not settled, if nothing is said
+BUFFER = 100  # of a broadcast: messages that wait for a slow listener
+OVERFLOW: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
 START = 10.0  # seconds to open the source
 SLICE = 1.0  # seconds one step of an endless iteration blocks
 
@@ -45,21 +51,21 @@ class Subscription(Generic[T]):
         *,
         group: str | None,
         prefetch: int,
-        start: Any,
-        order: Any,
+        start: Start,
+        order: Order | None,
         retry: Retry | None,
         match: str | None,
         buffer: int,
         overflow: str,
     ) -> None:
-        if not isinstance(source, (Queue, Topic, Broadcast)):
-            raise ConfigError(f"subscription({source!r}): the source must be a Queue, Topic or Broadcast")
-        if (group is not None) != isinstance(source, Topic):
-            raise ConfigError(f"subscription({source!r}): a topic needs group=, and nothing else has one")
-        if not isinstance(prefetch, int) or not 1 <= prefetch <= 10_000:
+        check_source("subscription", source, group=group, start=start, order=order, retry=retry)
+        if isinstance(source, Broadcast):
+            refuse("subscription", source, prefetch=prefetch != PREFETCH)
+        else:
+            live = {"match": match is not None, "buffer": buffer != BUFFER, "overflow": overflow != OVERFLOW}
+            refuse("subscription", source, **live)
+        if not whole(prefetch, 1, 10_000):
             raise ConfigError(f"subscription(prefetch={prefetch!r}): a whole number from 1 to 10000")
-        if match is not None and not isinstance(source, Broadcast):
-            raise ConfigError(f"subscription({source!r}, match={match!r}): patterns are for broadcasts")
         self._bus = bus
         self._link = bus.link
         self._source = source
@@ -106,7 +112,7 @@ class Subscription(Generic[T]):
                 return
 
     def __enter__(self) -> Subscription[T]:
-        self._bus.blocking("subscription")
+        self._bus.blocking("subscription(...)", "use `async with bus.aio.subscription(...)`")
         self.open()
         return self
 
@@ -210,10 +216,8 @@ class Subscription(Generic[T]):
         return delivery
 
     def _pulling(
-        self, group: str | None, prefetch: int, start: Any, order: Any, retry: Retry | None
+        self, group: str | None, prefetch: int, start: Start, order: Order | None, retry: Retry | None
     ) -> Settings | None:
-        if group is not None:
-            check_name(group, "group")
         declaration = source_declaration(self._source, group, "", order=order, start=start)
         name = f"{self._source.name}/{group}" if group else self._source.name
         return Settings(
@@ -245,6 +249,7 @@ class Subscription(Generic[T]):
         )
         settings = msgspec.structs.replace(settings, declaration=declaration)
         needs(settings, backend.capabilities, known_schemes())
+        check_start(self._source, declaration, backend.capabilities.name)
         if self._source.declare:
             link.topology.note_source(declaration)
         pump = ConsumePump(settings, backend, link.topology, link, None)

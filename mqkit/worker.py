@@ -17,7 +17,7 @@ from mqkit._crew import Crew, LoopTasks, Threads
 from mqkit._provide import Step, worker_steps
 from mqkit._settings import Settings, needs
 from mqkit._stopping import stopping
-from mqkit._topology import source_declaration
+from mqkit._topology import check_start, source_declaration
 from mqkit._trace import Attempt
 from mqkit.backends.base import Backend
 from mqkit.destinations import Destination
@@ -263,11 +263,7 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
         manual=registration.settle == "manual",
     )
     needs(settings, backend.capabilities, schemes)
-    if registration.start == "earliest" and getattr(declaration.native, "retain", 0) <= 0:
-        raise ConfigError(
-            f'on({source!r}, start="earliest"): the topic keeps nothing to start from; give it an options object of '
-            f"mqkit.native for {backend.capabilities.name} with retain=seconds"
-        )
+    check_start(source, declaration, backend.capabilities.name)
     if source.declare:
         bus.link.topology.note_source(declaration)
     return settings
@@ -320,7 +316,7 @@ def run(*buses: Bus, only: Sequence[str | Destination[Any]] | None = None, grace
             "run() installs signal handlers and belongs to the main thread; use `with bus.worker():` elsewhere"
         )
     for bus in buses:
-        bus.blocking("run")
+        bus.blocking("run", "use `async with bus.aio.worker()` there, or start the process with `mqkit run`")
     workers = [Worker(bus, only=only, grace=grace, loop=None) for bus in buses]
     with stopping() as stop, ExitStack() as ends:
         for bus in buses:

@@ -17,7 +17,7 @@ from examples.orders.ledger import Ledger
 from examples.orders.progress import progress
 from examples.orders.report import faults, rows_of, table
 from examples.orders.service import quiet
-from mqkit import Bus
+from mqkit import Bus, MqkitError
 
 STALL = 30.0  # seconds without any progress after which the demo gives up
 MANY = publisher.FACTS[0]  # no service can refuse more
@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         url = options.url
         if url is None:
             url = f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/shop.db"
-        return run(url)
+        try:
+            return run(url)
+        except MqkitError as exc:
+            print(f"demo: {exc}", file=sys.stderr)
+            return 2
 
 
 def run(url: str) -> int:

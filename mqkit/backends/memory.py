@@ -784,5 +784,11 @@ def _named_broker(name: str, clock: Clock) -> Broker:
     return broker
 
 
+def _after_fork() -> None:
+    global _naming
+    _naming = threading.Lock()  # it may have been held by a thread that the child does not have
+    _named.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_named.clear)
+    os.register_at_fork(after_in_child=_after_fork)

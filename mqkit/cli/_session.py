@@ -53,6 +53,8 @@ def referenced(url: str) -> str:
             return path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"--url {url} cannot be read: {exc}") from exc
+    if not url:
+        raise ConfigError("--url is empty; leave it out to have the URL looked up elsewhere")
     return url
 
 

@@ -43,6 +43,7 @@ class Child:
         self._reports: Reports | None = None
         self._reported = self._started = 0.0
         self._failures = 0
+        self.refused = False  # its program or settings are wrong; it has said so on stderr
         self.due = 0.0  # time.monotonic() at which an empty place is filled
 
     @property
@@ -65,9 +66,10 @@ class Child:
         process, reports = self._process, self._reports
         if process is None or reports is None:
             return None
+        code = process.poll()  # before its last words are read
         if reports.read():
             self._reported = time.monotonic()
-        code = process.poll()
+        self.refused = reports.refused
         if code is None:
             return None
         reports.close()
@@ -144,10 +146,9 @@ class Supervisor:
             for child in self._children:
                 child.again_now()
         for child in self._children:
-            code = child.look()
-            if code == _exit.USAGE:  # the program or its settings are wrong; it has said so on stderr
+            if child.look() is not None and child.refused:
                 if self._folder is None:
-                    return code
+                    return _exit.USAGE
                 self._broken = True
             if not child.running and not self._broken and time.monotonic() >= child.due:
                 child.start()

@@ -230,7 +230,8 @@ def chosen(letters: DeadLetters[Any], choice: Choice) -> list[str]:
 def _letters(bus: Bus, address: Address) -> DeadLetters[Any]:
     with admin_of(bus) as admin:
         require(admin, address)
-    return bus.dead_letters(value_of(address), group=address.group or None)
+    source = value_of(address)
+    return bus.dead_letters(source, group=address.group) if address.group else bus.dead_letters(source)
 
 
 def _count(bus: Bus, address: Address) -> int:

@@ -50,13 +50,15 @@ def run(
         if code:
             raise typer.Exit(code)
         return
-    bus = bus_of(target, session)
+    with Lifeline(lifeline) as line:
+        bus = bus_of(target, session)
 
-    def health() -> Health:
-        return health_of(bus)
+        def health() -> Health:
+            return health_of(bus)
 
-    with Probe(health, health_host, health_port), Lifeline(health, lifeline):
-        worker.run(bus, only=only or None, grace=grace)
+        with Probe(health, health_host, health_port):
+            line.report(health)
+            worker.run(bus, only=only or None, grace=grace)
 
 
 def health_of(bus: Bus) -> Health:
@@ -96,7 +98,7 @@ def _imported(module: str) -> Any:
         if exc.name is not None and (module == exc.name or module.startswith(f"{exc.name}.")):
             raise ConfigError(f"no module {module!r} in {os.getcwd()} or on the Python path") from exc
         raise ConfigError(_where(f"module {module!r} cannot be imported", exc)) from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise ConfigError(_where(f"module {module!r} cannot be imported", exc)) from exc
 
 
@@ -105,14 +107,14 @@ def _made(found: Any, target: str) -> Bus:
         raise ConfigError(f"{target} is {type(found).__name__}, neither a Bus nor a function that returns one")
     try:
         bus = found()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise ConfigError(_where(f"{target}()", exc)) from exc
     if not isinstance(bus, Bus):
         raise ConfigError(f"{target}() returned {type(bus).__name__}, not a Bus")
     return bus
 
 
-def _where(what: str, error: Exception) -> str:
+def _where(what: str, error: BaseException) -> str:
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
     known = isinstance(error, SyntaxError) or not frames  # a SyntaxError says its place itself
     place = "" if known else f" at {frames[-1].filename}:{frames[-1].lineno}"

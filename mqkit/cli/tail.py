@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -23,6 +24,7 @@ from mqkit.errors import TopologyMismatch
 from mqkit.message import message_of
 
 PREFIX = "mqkit-tail-"  # groups of this command
+WHOLE_MACHINE = 0xEFFFFFFC  # the namespace of process ids outside of containers; linux/proc_ns.h, PROC_PID_INIT_INO
 SLICE = 0.5  # seconds one wait blocks, so that a signal is noticed
 QUIET = 1.0  # seconds without a message that end --no-follow
 LOOK = 1.0  # seconds between two looks at a queue
@@ -109,7 +111,7 @@ def _listening(admin: Admin, address: Address, start: Start) -> Iterator[Declara
         yield Declaration(address)
         return
     _sweep(admin, address)
-    group = address._replace(group=f"{PREFIX}{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(3)}")
+    group = address._replace(group=f"{PREFIX}{place()}-{os.getpid()}-{secrets.token_hex(3)}")
     declaration = Declaration(group, start=start)
     try:
         try:
@@ -130,9 +132,22 @@ def _sweep(admin: Admin, address: Address) -> None:
             admin.delete(one)
 
 
+def place() -> str:
+    """Where process ids mean what they mean here. Containers may share a host name, and number their processes alike."""
+    host = socket.gethostname()[:60]
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+        if space == WHOLE_MACHINE:
+            return host
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:  # not Linux
+        return host
+    return f"{host}-{boot}-{space}"
+
+
 def abandoned(group: str) -> bool:
     """Does the group belong to a tail on this machine whose process is gone?"""
-    mine = f"{PREFIX}{socket.gethostname()[:60]}-"
+    mine = f"{PREFIX}{place()}-"
     pid = group.removeprefix(mine).partition("-")[0]
     if not group.startswith(mine) or not pid.isdigit():
         return False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
+from mqkit._numbers import finite, whole
 from mqkit.backends.base import Address, Admin, Outgoing, Received
 from mqkit.destinations import Destination
 from mqkit.envelope import Dead
-from mqkit.errors import ConfigError
+from mqkit.errors import ConfigError, Unroutable
 from mqkit.message import DeadLetter, message_of
 
 T = TypeVar("T")
@@ -55,6 +57,8 @@ class DeadLetters(Generic[T]):
     def list(self, *, limit: int = 100, where: Filter | None = None) -> list[DeadLetter[T]]:
         """The oldest ones, without consuming them or changing any count."""
         self._access.blocking("dead_letters(...).list")
+        if not whole(limit, 1, sys.maxsize):
+            raise ConfigError(f"list(limit={limit!r}): a whole number, 1 or more")
         found: list[DeadLetter[T]] = []
         admin = self._access.admin_of(self._source)
         try:
@@ -95,15 +99,19 @@ class DeadLetters(Generic[T]):
 
         Returns:
             How many were replayed.
+
+        Raises:
+            Unroutable: `to` is a topic without a group, which would keep nothing of them.
         """
         self._access.blocking("dead_letters(...).replay")
-        if rate is not None and not rate > 0:
+        if rate is not None and not (finite(rate) and rate > 0):
             raise ConfigError(f"replay(rate={rate!r}): messages a second, above 0")
-        target = Address(to.kind, to.name) if to is not None else self._source
-        if target.kind == "broadcast":
-            raise ConfigError(f"replay(to={to!r}): a broadcast keeps nothing; choose a Queue or Topic")
+        if to is not None and not (isinstance(to, Destination) and to.kind != "broadcast"):
+            raise ConfigError(f"replay(to={to!r}): must be a Queue or Topic; nothing else keeps messages")
+        target = to.address if to is not None else self._source
         if to is not None:
             self._access.declare(to)
+            self._refuse_nobody(target)
 
         def copy(received: Received) -> Sequence[Outgoing]:
             dead, envelope = (
@@ -129,6 +137,17 @@ class DeadLetters(Generic[T]):
             finally:
                 admin.close()
         return self._replace(ids, where, lambda _: (), None)
+
+    def _refuse_nobody(self, target: Address) -> None:
+        if target.kind != "topic":
+            return
+        admin = self._access.admin_of(target)
+        try:
+            groups = [depth.address for depth in admin.describe() if depth.address.group]
+        finally:
+            admin.close()
+        if not any(group.name == target.name for group in groups):
+            raise Unroutable(f"replay(to={target}): it has no group, so nobody would get what is replayed")
 
     def _replace(
         self,

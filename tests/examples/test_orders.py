@@ -99,6 +99,17 @@ def demo_of(*arguments: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("url", "says"), [("bad", "scheme://"), ("nosuch://host", "nosuch"), ("sqlite:////nowhere/x.db", "nowhere")]
+)
+def test_the_demo_says_in_one_line_what_is_wrong_with_its_url(url: str, says: str, capsys: pytest.CaptureFixture[str]):
+    assert demo.main(["--url", url]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("demo: ")
+    assert says in shown
+    assert "Traceback" not in shown
+
+
 @pytest.mark.slow
 def test_the_demo_adds_up_in_four_processes():
     shown = demo_of()

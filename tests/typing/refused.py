@@ -35,6 +35,10 @@ bus.publish(imports, None)  # refused
 bus.publish("orders", OrderPlaced("1"))  # refused
 bus.declare("orders")  # refused
 bus.dead_letters("orders")  # refused
+bus.dead_letters(ticks)  # refused
+bus.dead_letters(orders)  # refused
+bus.dead_letters(imports, group="billing")  # refused
+bus.aio.dead_letters(orders)  # refused
 handlers.on("orders", group="billing")  # refused
 bus.subscription("orders", group="billing")  # refused
 queue: Queue[OrderPlaced] = orders  # refused

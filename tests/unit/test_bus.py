@@ -16,7 +16,7 @@ from waiting import until
 
 from mqkit import Bus, Delivery, Message, Queue, TimedOut, Topic
 from mqkit.errors import BlockingCall, BufferFull, Closed, ConfigError, MessageTooLarge, Unencodable
-from mqkit.testing import run_until_idle
+from mqkit.testing import VirtualClock, run_until_idle
 
 emails = Queue("emails", str)
 
@@ -42,6 +42,12 @@ def bodies(bus: Bus) -> list[str]:
 
         until(nothing_left)
     return found
+
+
+@pytest.mark.parametrize("clock", [5, VirtualClock])
+def test_what_is_no_clock_is_refused(clock: object):
+    with pytest.raises(ConfigError, match="is no clock"):
+        Bus("memory://", clock=clock)  # type: ignore[arg-type]
 
 
 def test_making_a_bus_reads_nothing_and_starts_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -325,6 +331,24 @@ def test_a_forked_child_opens_its_own_bus_and_the_parent_goes_on():
     program = Path(__file__).with_name("fork_program.py")
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["child:Closed", "child:ok", "parent:ok"]), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_forked_while_a_named_memory_broker_is_looked_up_has_its_own():
+    program = """
+import os, signal
+from mqkit import Bus
+from mqkit.backends import memory
+with memory._naming:
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        Bus("memory://shared").open()
+        os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_run_stops_gracefully_on_sigterm():

@@ -103,6 +103,17 @@ def test_an_override_for_a_handler_nobody_registered_is_refused(tmp_path: Path, 
         ),
         ("[bus.default\n", "cannot be read"),
         ("[bus.default]\nurl = 5", "must be a text"),
+        ('[bus.default]\nurl = ""', "is empty"),
+        ("bus = 5", "mqkit.toml: bus must be a table, not 5"),
+        ('[bus]\ndefault = "memory://"', "default must be a table"),
+        ("profile = 5", "mqkit.toml: profile must be a table"),
+        ("[bus.default]\non = 5", "on must be a table, not 5"),
+        ('[bus.default]\nurl = "memory://"\non = { q = 5 }', "must be a table, not 5"),
+        ('[bus.default]\nurl = "memory://"\n[bus.default.on.q]\ntimeout = nan', "timeout=nan"),
+        ('[bus.default]\nurl = "memory://"\n[bus.default.on.q]\ntimeout = true', "timeout=True"),
+        ('[bus.default]\nurl = "memory://"\n[bus.default.on.q]\nconcurrency = 1000000000', "concurrency=1000000000"),
+        ('[bus.defualt]\nurl = "memory://"', "no bus 'default'; did you mean 'defualt'"),
+        ("[bus.defualt.on.q]\nconcurrency = 1", "no bus 'default'; did you mean 'defualt'"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, text: str, named: str):
@@ -115,6 +126,37 @@ def test_an_unknown_profile_is_refused(tmp_path: Path):
     write(tmp_path, '[bus.default]\nurl = "memory://"')
     with pytest.raises(ConfigError, match="profile 'prod'"):
         load("default", None, environ={"MQKIT_PROFILE": "prod"}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["profile = 5", "[profile]\nci = 5", "[profile.ci]\nbus = 5"])
+def test_a_profile_that_is_no_table_is_refused(tmp_path: Path, text: str):
+    write(tmp_path, text)
+    with pytest.raises(ConfigError, match="must be a table, not 5"):
+        load("default", None, environ={"MQKIT_PROFILE": "ci"}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["tool = 5", "[tool]\nmqkit = 5"])
+def test_a_tool_that_is_no_table_is_refused(tmp_path: Path, text: str):
+    write(tmp_path, text, "pyproject.toml")
+    with pytest.raises(ConfigError, match=r"pyproject.toml.* must be a table, not 5"):
+        load("default", None, environ={}, folder=tmp_path)
+
+
+def test_a_bus_has_no_table_and_another_program_has_one(tmp_path: Path):
+    write(tmp_path, "[bus.reports.on.q]\nconcurrency = 1")
+    assert load("default", "memory://", environ={}, folder=tmp_path).on == {}
+
+
+def test_two_buses_with_names_alike_have_a_table_each(tmp_path: Path):
+    write(tmp_path, "[bus.orders-eu.on.q]\nconcurrency = 1\n[bus.orders-us]")
+    assert load("orders-us", "memory://", environ={}, folder=tmp_path).on == {}
+
+
+@pytest.mark.parametrize(("url", "text"), [("", "is empty"), (5, "must be a text, not int")])
+def test_an_empty_url_is_not_looked_up_elsewhere(tmp_path: Path, url: object, text: str):
+    environ = {"MQKIT_URL": "memory://environment"}
+    with pytest.raises(ConfigError, match=text):
+        load("default", url, environ=environ, folder=tmp_path)  # type: ignore[arg-type]
 
 
 def test_no_override_changes_nothing():

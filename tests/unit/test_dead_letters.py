@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mqkit import Bus, Delivery, Queue, Retry, fixed
-from mqkit.errors import ConfigError
+from mqkit import Broadcast, Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit.errors import ConfigError, Unroutable
 from mqkit.testing import VirtualClock, run_until_idle
 
 numbers, approved = Queue("numbers", int), Queue("approved", int)
@@ -74,11 +75,40 @@ def test_two_dead_letters_of_one_id_are_one_message(bus: Bus):
     assert bus.dead_letters(numbers).list() == []
 
 
-def test_a_slow_replay_keeps_its_rate_and_a_senseless_one_is_refused(bus: Bus):
+def test_a_slow_replay_keeps_its_rate(bus: Bus):
     kill(bus, 1, 2)
     assert bus.dead_letters(numbers).replay(rate=1000.0) == 2
-    with pytest.raises(ConfigError, match="rate=0"):
-        bus.dead_letters(numbers).replay(rate=0)
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (lambda letters: letters.list(limit=0), "limit=0"),
+        (lambda letters: letters.list(limit=-1), "limit=-1"),
+        (lambda letters: letters.replay(rate=0), "rate=0"),
+        (lambda letters: letters.replay(rate="x"), "rate='x'"),
+        (lambda letters: letters.replay(rate=float("nan")), "rate=nan"),
+        (lambda letters: letters.replay(to="approved"), "to='approved'"),
+        (lambda letters: letters.replay(to=Broadcast("ticks", int)), "nothing else keeps"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_moved(bus: Bus, use: Any, text: str):
+    kill(bus, 1)
+    with pytest.raises(ConfigError, match=text):
+        use(bus.dead_letters(numbers))
+    assert len(bus.dead_letters(numbers).list()) == 1
+
+
+def test_a_replay_to_a_topic_that_nobody_reads_moves_nothing(bus: Bus):
+    kill(bus, 1, 2)
+    events = Topic("events", int)
+    with pytest.raises(Unroutable, match="no group"):
+        bus.dead_letters(numbers).replay(to=events)
+    assert len(bus.dead_letters(numbers).list()) == 2
+
+    with bus.subscription(events, group="audit", prefetch=2) as messages:
+        assert bus.dead_letters(numbers).replay(to=events) == 2
+        assert len(messages.receive(timeout=5)) == 1
 
 
 def test_what_dies_again_while_it_is_replayed_waits_for_the_next_call(bus: Bus):

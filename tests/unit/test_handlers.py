@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
 
+import msgspec
 import pytest
 
 from mqkit import Ack, AsyncBus, Batch, Broadcast, Bus, Delivery, Handlers, Queue, Reject, Retry, RetryLater, Topic
@@ -60,6 +62,7 @@ async def no_manager(delivery: Delivery) -> None: ...
         (lambda h: h.on(emails)(payload_by_name), "keyword-only"),
         (lambda h: h.on(ticks, retry=Retry()), "broadcast"),
         (lambda h: h.on(orders, group="g", start="middle"), "start='middle'"),
+        (lambda h: h.on(emails, retry=5), "retry=5 must be a Retry"),
         (lambda h: h.provide(int, 5), "cannot be called"),
         (lambda h: h.include("x"), "takes Handlers"),
         (lambda h: h.include(h), "include each other"),
@@ -249,6 +252,20 @@ def test_registration_ends_when_a_worker_starts():
     one.on(emails)(take)
     with one.worker(), pytest.raises(ConfigError, match="before its worker starts"):
         one.on(keyed)(take)
+
+
+def test_registration_ends_for_included_handlers_too():
+    one, part, inner = bus(), Handlers(), Handlers()
+    one.on(emails)(take)
+    part.include(inner)
+    one.include(part)
+    with one.worker():
+        for handlers in (part, inner):
+            with pytest.raises(ConfigError, match="before its worker starts"):
+                handlers.on(keyed)(take)
+            with pytest.raises(ConfigError, match="before its worker starts"):
+                handlers.wrap(lambda delivery: contextlib.nullcontext())
+    inner.on(keyed)(take)
 
 
 def test_earliest_needs_a_topic_that_retains():
@@ -455,3 +472,16 @@ def test_a_delivery_settled_by_its_handler_cannot_be_settled_by_hand():
     one.publish(emails, "x")
     [attempt] = run_until_idle(one)
     assert isinstance(attempt.error, ConfigError)
+
+
+def test_a_handler_repeats_the_annotation_of_its_destination():
+    one, seen = bus(), []
+    positive = Queue("positive", Annotated[int, msgspec.Meta(ge=0)])
+
+    @one.on(positive)
+    def handle(number: Annotated[int, msgspec.Meta(ge=0)]) -> None:
+        seen.append(number)
+
+    one.publish(positive, 3)
+    run_until_idle(one).raise_first()
+    assert seen == [3]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -183,25 +181,24 @@ def test_a_case_cannot_need_what_does_not_exist() -> None:
         case("A.01", needs=("teleportation",))
 
 
-def test_loading_the_plugin_costs_a_test_run_no_thread_and_no_backend() -> None:
-    program = "import sys, threading, mqkit.testing.plugin; print(threading.active_count(), *sys.modules)"
+def test_a_test_run_that_does_not_use_mqkit_loads_nothing_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import sys, threading
 
-    threads, *modules = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split()
+        def test_it(pytestconfig):
+            assert pytestconfig.pluginmanager.has_plugin("mqkit")
+            assert {"mqkit", "msgspec", "sqlite3"} & {name.partition(".")[0] for name in sys.modules} == set()
+            assert threading.active_count() == 1
+    """)
 
-    assert threads == "1"
-    unwanted = {"mqkit.testing.conformance", "mqkit.testing.brokers", "mqkit.testing.chaos"}
-    unwanted |= {
-        "mqkit.backends.memory",
-        "mqkit.backends.sqlite",
-        "sqlite3",
-        "pika",
-        "redis",
-        "docker",
-        "testcontainers",
-    }
-    assert not unwanted & set(modules)
+    run(pytester, "-p", "no:timeout").assert_outcomes(passed=1)
+
+
+def test_a_file_for_results_that_cannot_be_written_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "--mqkit-results=/nope/results.jsonl")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--mqkit-results: /nope/results.jsonl cannot be written: No such file or directory*"])
 
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:

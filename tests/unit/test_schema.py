@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import pydantic
@@ -38,6 +38,18 @@ class Model(pydantic.BaseModel):
     id: int
 
 
+class Base(msgspec.Struct):
+    id: int
+
+
+class Derived(Base):
+    more: int = 0
+
+
+class Leaf(Derived):
+    pass
+
+
 class Other:
     pass
 
@@ -67,6 +79,10 @@ def round_trip(type: Any, payload: Any, codec: Any = JSON) -> Any:
         (int | str, 5),
         (bytes, b"\x00\xff"),
         (float, 3),
+        (int | bool, True),
+        (Annotated[int, msgspec.Meta(ge=0)], 3),
+        (Base | Derived, Derived(1, 2)),
+        (Derived | Base, Base(1)),
         (Placed | None, None),
         (Any, {"anything": [1]}),
     ],
@@ -88,11 +104,24 @@ def test_the_wire_names_the_class_or_its_tag():
 
 
 @pytest.mark.parametrize(
-    ("type", "payload"), [(Placed, "oops"), (Placed | Cancelled, Other()), (str, 5), (dict, [1]), (int, 1.5)]
+    ("type", "payload"),
+    [
+        (Placed, "oops"),
+        (Placed | Cancelled, Other()),
+        (str, 5),
+        (dict, [1]),
+        (int, 1.5),
+        (int, True),
+        (Annotated[int, msgspec.Meta(ge=0)], "3"),
+    ],
 )
 def test_a_payload_of_another_type_is_refused_before_anything_is_sent(type: Any, payload: Any):
     with pytest.raises(Unencodable, match="orders"):
         Schema("orders", type, JSON).encode(payload)
+
+
+def test_an_instance_of_no_member_is_the_nearest_class_it_derives_from():
+    assert Schema("x", Base | Derived, JSON).encode(Leaf(1, 2))[0] == "Derived"
 
 
 def test_a_payload_that_cannot_be_serialised_is_refused():
@@ -149,6 +178,9 @@ def test_two_types_with_one_wire_name_are_refused():
         (dict, Row, True),
         (dict, dict[str, int], True),
         (pydantic.BaseModel, Model, True),
+        (int, Annotated[int, msgspec.Meta(ge=0)], True),
+        (str, Annotated[int, msgspec.Meta(ge=0)], False),
+        (list[int], list[Annotated[int, msgspec.Meta(ge=0)]], True),
     ],
 )
 def test_a_handler_may_take_more_than_is_sent_and_never_less(annotation: Any, payload: Any, wider: bool):

@@ -30,6 +30,13 @@ def test_a_password_is_never_shown():
         assert "hunter2" not in shown
 
 
+@pytest.mark.parametrize(
+    "name", ["pwd", "pass", "Password", "passwd", "key", "api_key", "auth", "credentials", "secret"]
+)
+def test_an_option_that_speaks_of_a_secret_is_not_shown(name: str):
+    assert str(Url.parse(f"redis://host/?{name}=hunter2&block=1")) == f"redis://host/?{name}=***&block=1"
+
+
 @pytest.mark.parametrize("text", ["app.db", "redis://me:p#hunter2@host", "redis://host:hunter2x/", "redis://[hunter2/"])
 def test_a_broken_url_is_refused_without_quoting_what_may_be_a_password(text: str):
     with pytest.raises(ConfigError) as caught:

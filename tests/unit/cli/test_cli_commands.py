@@ -319,6 +319,17 @@ def test_without_a_url_the_ways_to_give_one_are_shown(mqkit: Mqkit):
     assert "MQKIT_URL" in ran.err
 
 
+@pytest.mark.parametrize("words", [["doctor"], ["stats"], ["run", "shop:bus"]])
+def test_an_empty_url_is_refused_and_nothing_is_looked_up(
+    mqkit: Mqkit, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "shop.py").write_text("from mqkit import Bus\nbus = Bus()\n")
+    monkeypatch.setenv("MQKIT_URL", "memory://")
+    ran = mqkit(*words, url="")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--url is empty" in ran.err
+
+
 def test_the_url_of_a_named_bus_is_found_in_the_environment(mqkit: Mqkit, url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MQKIT_SHOP_URL", url)
     assert mqkit("publish", "emails", "1", "--create", "--name", "shop", url=None).code == 0

@@ -204,6 +204,20 @@ def test_a_process_that_dies_is_started_again(start: Start, shop: Path, port: in
 
 
 @pytest.mark.slow
+def test_a_handler_that_ends_its_process_with_the_code_of_a_usage_error_does_not_end_all(
+    start: Start, shop: Path, bus: Bus
+):
+    shop.write_text(PROGRAM.replace('email["n"], flush=True)', 'email["n"], flush=True); os._exit(2)'))
+    bus.publish(emails, {"n": 1})
+    process = start("run", "shop:bus", "--processes", "2")
+
+    pids = {lines_until(process, process.stdout, bool).split()[1] for _ in range(3)}
+
+    assert len(pids) == 3
+    ended(process, signal.SIGTERM)
+
+
+@pytest.mark.slow
 def test_processes_end_with_their_parent(start: Start, shop: Path, bus: Bus):
     process = start("run", "shop:bus", "--processes", "2")
     bus.publish(emails, {"n": 1})

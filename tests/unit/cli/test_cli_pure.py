@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +17,7 @@ from mqkit.cli._target import address_of, dead_source_of, destination_of, neares
 from mqkit.cli.app import common_first
 from mqkit.cli.doctor import origin
 from mqkit.cli.stats import rows_of
-from mqkit.cli.tail import PREFIX, abandoned
+from mqkit.cli.tail import PREFIX, WHOLE_MACHINE, abandoned, place
 from mqkit.errors import CapabilityMissing, ConfigError, Denied, NotFound, PublishFailed, PublishUnknown, Unavailable
 from mqkit.health import Health
 
@@ -108,11 +108,19 @@ def test_dead_letters_are_a_column_of_their_source():
 
 
 def test_only_groups_of_a_tail_on_this_machine_that_has_ended_are_abandoned():
-    mine = f"{PREFIX}{socket.gethostname()[:60]}-"
+    mine = f"{PREFIX}{place()}-"
     assert abandoned(f"{mine}999999999-abc")
     assert not abandoned(f"{mine}{os.getpid()}-abc")
     assert not abandoned(f"{PREFIX}elsewhere-999999999-abc")
     assert not abandoned("billing")
+
+
+def test_a_tail_in_another_container_of_the_same_host_name_is_not_judged(monkeypatch: pytest.MonkeyPatch):
+    groups = []
+    for namespace in (1, 2, WHOLE_MACHINE):
+        monkeypatch.setattr(os, "stat", lambda _, one=namespace: SimpleNamespace(st_ino=one))
+        groups.append(f"{PREFIX}{place()}-999999999-abc")
+        assert [abandoned(group) for group in groups] == [False] * (len(groups) - 1) + [True]
 
 
 def test_the_origin_of_a_url_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path):

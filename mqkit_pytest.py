@@ -2,7 +2,8 @@
 The pytest plugin: fixtures `mqkit_url`, `mqkit_bus`, `mqkit_proxy` and `mqkit_broker`, the marker `mqkit_needs`, and
 results of the conformance suite.
 
-Loaded by every pytest that runs where mqkit is installed, so it imports nothing of mqkit before a test asks for it.
+Loaded by every pytest that runs where mqkit is installed, so it imports nothing of mqkit before a test asks for it; and
+so it stands beside the package, which it would import by being a part of it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: a case that takes many seconds or several processes")
     results: Path | None = config.getoption("--mqkit-results")
     if results is not None and not hasattr(config, "workerinput"):  # under xdist reports come to the main process
-        config.pluginmanager.register(Results(results))
+        try:
+            config.pluginmanager.register(Results(results))
+        except OSError as exc:
+            raise pytest.UsageError(f"--mqkit-results: {results} cannot be written: {exc.strerror}") from exc
     chosen(config)
     _provider(config)
 
