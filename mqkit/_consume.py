@@ -215,7 +215,7 @@ class ConsumePump:
                     self.state = f"failed: {type(exc).__name__}: {exc}"
                     log.exception("consumer.failed", extra={"source": self.settings.name})
                 finally:
-                    # So is all it handed out. Handlers that run finish, and their verdicts meet nobody.
+                    # Gone with all it handed out. Handlers that run finish, and their verdicts meet nobody.
                     self._hand.clear()
                     self._endings.clear()
                     self._receiver = None
@@ -327,6 +327,7 @@ class ConsumePump:
             hand.revoked(received)
         for members in pieces:
             if settled := [delivery for delivery in members if hand.holds(delivery)]:
+                reserve.started(settled)
                 hand.start_now(settled)
 
     def _drain(self) -> list[Settlement]:
@@ -334,12 +335,15 @@ class ConsumePump:
         hand = self._hand
         verdicts, inflight, waiting = self._verdicts, hand.inflight, self._gate.waiting
         early, observed = self._early, self._tally.observed
-        alike = hand.lanes is None and hand.reserve is None and not hand.isolation.suspects  # none waits for another
+        reserve = hand.reserve
+        alike = hand.lanes is None and not hand.isolation.suspects  # none waits for another
         finished = done = 0
         while verdicts:
             delivery, outcome = verdicts.popleft()
             received = delivery._received
             handle = received.handle
+            if reserve is not None:
+                reserve.ended(handle)
             if inflight.get(handle) is not delivery:
                 self.counts.stale += 1
                 continue

@@ -177,7 +177,7 @@ def test_what_was_not_surely_settled_first_is_not_handled_at_most_once(bus: Bus)
     handled: list[str] = []
     silent = threading.Event()
 
-    @bus.on(emails, promise="at_most_once")
+    @bus.on(emails, promise="at_most_once", concurrency=1)
     def handle(text: str) -> None:
         assert silent.is_set()
         handled.append(text)
