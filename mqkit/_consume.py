@@ -251,7 +251,8 @@ class ConsumePump:
             self._armed = False
             # Read before draining: whoever settled and then stopped us must find it carried out.
             stopping = self._stopping.is_set()
-            endings.try_again()
+            if endings.parked:
+                endings.try_again()
             if settlements := self._drain():
                 receiver.settle(settlements)
             if hand.isolation.suspects and not stopping:
@@ -283,7 +284,8 @@ class ConsumePump:
                 hand.start_next()
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
-            hand.hand_over_batch()
+            if hand.forming is not None:
+                hand.hand_over_batch()
             if hand.reserve is not None and hand.reserve.ready:
                 continue  # to settle them
             self._hungry = crew.turn_end()
@@ -306,9 +308,9 @@ class ConsumePump:
         longest = 0.05 if self._stopping.is_set() else 1.0
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
-        if (try_again := self._endings.next_try) is not None:
-            longest = min(longest, max(0.0, try_again - time.monotonic()))
-        due = self.next_due()
+        if self._endings.parked:
+            longest = min(longest, max(0.0, min(self._endings.parked)[0] - time.monotonic()))
+        due = self._hand.forming.due if self._hand.forming is not None else None
         return longest if due is None else max(0.0, min(longest, due - self.now()))
 
     # -- taking and settling ---------------------------------------------------------------------------------------
