@@ -220,7 +220,7 @@ class ConsumePump:
                     self.state = f"failed: {type(exc).__name__}: {exc}"
                     log.exception("consumer.failed", extra={"source": self.settings.name})
                 finally:
-                    # So is all it handed out. Handlers that run finish, and their verdicts meet nobody.
+                    # Gone with all it handed out. Handlers that run finish, and their verdicts meet nobody.
                     self._hand.clear()
                     self._endings.clear()
                     self._receiver = None
@@ -256,7 +256,8 @@ class ConsumePump:
             self._armed = False
             # Read before draining: whoever settled and then stopped us must find it carried out.
             stopping = self._stopping.is_set()
-            endings.try_again()
+            if endings.parked:
+                endings.try_again()
             if settlements := self._drain():
                 receiver.settle(settlements)
             if hand.isolation.suspects and not stopping:
@@ -288,7 +289,8 @@ class ConsumePump:
                 hand.start_next()
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
-            hand.hand_over_batch()
+            if hand.forming is not None:
+                hand.hand_over_batch()
             if hand.reserve is not None and hand.reserve.ready:
                 continue  # to settle them
             self._hungry = crew.turn_end()
@@ -311,9 +313,9 @@ class ConsumePump:
         longest = 0.05 if self._stopping.is_set() else 1.0
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
-        if (try_again := self._endings.next_try) is not None:
-            longest = min(longest, max(0.0, try_again - time.monotonic()))
-        due = self.next_due()
+        if self._endings.parked:
+            longest = min(longest, max(0.0, min(at for at, _ in self._endings.parked) - time.monotonic()))
+        due = self._hand.forming.due if self._hand.forming is not None else None
         return longest if due is None else max(0.0, min(longest, due - self.now()))
 
     # -- taking and settling ---------------------------------------------------------------------------------------
@@ -332,6 +334,7 @@ class ConsumePump:
             hand.revoked(received)
         for members in pieces:
             if settled := [delivery for delivery in members if hand.holds(delivery)]:
+                reserve.started(settled)
                 hand.start_now(settled)
 
     def _drain(self) -> list[Settlement]:
@@ -339,12 +342,15 @@ class ConsumePump:
         hand = self._hand
         verdicts, inflight, waiting = self._verdicts, hand.inflight, self._gate.waiting
         early, observed = self._early, self._tally.observed
-        alike = hand.lanes is None and hand.reserve is None and not hand.isolation.suspects  # none waits for another
+        reserve = hand.reserve
+        alike = hand.lanes is None and not hand.isolation.suspects  # none waits for another
         finished = done = 0
         while verdicts:
             delivery, outcome = verdicts.popleft()
             received = delivery._received
             handle = received.handle
+            if reserve is not None:
+                reserve.ended(handle)
             if inflight.get(handle) is not delivery:
                 self.counts.stale += 1
                 continue

@@ -95,7 +95,9 @@ class Endings:
         self._finish, self._now, self._stopping = finish, now, stopping
         self._early = settings.early
         self._awaited: dict[Any, Ending] = {}  # of deliveries whose copies are on their way elsewhere, by handle
-        self._parked: list[tuple[float, Delivery[Any]]] = []  # when to try again with the copies of what stays in hand
+        self.parked: list[
+            tuple[float, Delivery[Any]]
+        ] = []  # when (monotonic) to try again with the copies of what stays in hand
 
     def conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
         """How to settle anything but a plain success: with nothing where that was done before."""
@@ -124,32 +126,25 @@ class Endings:
 
     # -- waiting for the broker to take copies ---------------------------------------------------------------------
 
-    @property
-    def next_try(self) -> float | None:
-        """When to try again with the first of those that wait for it, by `time.monotonic`."""
-        return min((at for at, _ in self._parked), default=None)
-
     def try_again(self) -> None:
-        if not self._parked:
-            return
         now = time.monotonic()
-        due = [delivery for at, delivery in self._parked if at <= now]
-        self._parked = [(at, delivery) for at, delivery in self._parked if at > now]
+        due = [delivery for at, delivery in self.parked if at <= now]
+        self.parked = [(at, delivery) for at, delivery in self.parked if at > now]
         for delivery in due:
             self._finish(delivery, Confirmed(None))
 
     def give_up_waiting(self, keep: Sequence[Delivery[Any]]) -> list[Delivery[Any]]:
         """Those that wait, to be given back; but for `keep`."""
         kept = {id(delivery) for delivery in keep}
-        waiting = [delivery for _, delivery in self._parked if id(delivery) not in kept]
-        self._parked = [entry for entry in self._parked if id(entry[1]) in kept]
+        waiting = [delivery for _, delivery in self.parked if id(delivery) not in kept]
+        self.parked = [entry for entry in self.parked if id(entry[1]) in kept]
         for delivery in waiting:
             self.forget(delivery._received.handle)
         return waiting
 
     def clear(self) -> None:
         self._awaited.clear()
-        self._parked.clear()
+        self.parked.clear()
 
     # -- deciding --------------------------------------------------------------------------------------------------
 
@@ -272,7 +267,7 @@ class Endings:
         # To wait elsewhere it would need a copy too: it stays in hand, and only its copies are tried again.
         copies = [*ending.copies, *ending.sent]
         self._awaited[delivery._received.handle] = Ending(copies, ending.outcome, ending.error)
-        self._parked.append((time.monotonic() + COPY_RETRY, delivery))
+        self.parked.append((time.monotonic() + COPY_RETRY, delivery))
         return None
 
     def _origin(self, delivery: Delivery[Any]) -> dict[str, Any]:

@@ -123,8 +123,6 @@ class Hand:
             Those of its key that are given back now.
         """
         self.isolation.ended(delivery)
-        if self.reserve is not None:
-            self.reserve.ended(delivery._received.handle)
         if self.lanes is None:
             return []
         ready, back = self.lanes.finished(delivery, again=again)
@@ -137,8 +135,6 @@ class Hand:
         """One went to another consumer; those behind it in its key are void too."""
         delivery = self.inflight.pop(received.handle, None)
         self._waiting.pop(received.handle, None)
-        if self.reserve is not None:
-            self.reserve.ended(received.handle)
         if delivery is None:
             return
         self.isolation.dropped(delivery)
@@ -183,16 +179,18 @@ class Hand:
         return back
 
     def clear(self) -> None:
+        """The connection is gone, and with it all that is not settled. What was settled first runs all the same."""
         self.inflight.clear()
-        self._waiting.clear()
+        if self.reserve is not None:
+            self.reserve.take_back()
+        else:
+            self._waiting.clear()
         self.isolation.clear()
         self.next.clear()
         if self.forming is not None:
             self.forming.take()
         if self.lanes is not None:
             self.lanes.clear()
-        if self.reserve is not None:
-            self.reserve.clear()
 
     def _drop(self, delivery: Delivery[Any]) -> bool:
         return self.inflight.pop(delivery._received.handle, None) is not None

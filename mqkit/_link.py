@@ -22,7 +22,7 @@ from mqkit.errors import CapabilityMissing, Closed, ConfigError, NotFound
 
 AT_EXIT = 5.0  # seconds an open bus may take to close when the interpreter ends
 
-State = Literal["unopened", "open", "closing", "closed", "forked"]
+State = Literal["unopened", "open", "closing", "flushing", "closed", "forked"]
 
 
 class User(Protocol):
@@ -42,8 +42,8 @@ class Link:
     """
     Opened by its first use, by any thread.
 
-    While it closes, everything still works for handlers that run: they are to finish, not to fail. Only after them the
-    publish pump is flushed and ended, then the backend.
+    While its users end, everything still works for handlers that run: they are to finish, not to fail. Only after them
+    nothing new is accepted, and the publish pump is flushed and ended, then the backend.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Link:
         """Raises `Closed` when it is at its end, or belongs to the process this one was forked from."""
         if self.state == "forked":
             raise Closed(f"bus {self.name!r}: this was opened before the process was forked and belongs to the parent")
-        if self.state == "closed":
+        if self.state in ("flushing", "closed"):
             raise Closed(f"bus {self.name!r} is closed; open() it again before using it")
 
     def join(self, user: User) -> None:
@@ -169,8 +169,9 @@ class Link:
         with self.lock:
             if self.state in ("closed", "forked"):
                 return
-            second, self.state = self.state == "closing", "closing"
+            second = self.state in ("closing", "flushing")
             if not second:
+                self.state = "closing"
                 self._ended.clear()
         if second:
             self._ended.wait(timeout)
@@ -187,14 +188,16 @@ class Link:
         try:
             for user in list(self.users):
                 attempt(user.end)
-            if self.pump is not None:
-                pump, of_users = self.pump, errors[:]
-                errors.clear()
+            with self.lock:
+                self.state = "flushing"  # nothing new comes, or it would never be over
+                pump, backend, self._usable = self.pump, self._usable, None
+            of_users = errors[:]
+            errors.clear()
+            if pump is not None:
                 attempt(lambda left: pump.close(max(left, min(timeout, 1.0))))
-                errors += of_users
-            if self._usable is not None:
-                backend = self._usable
+            if backend is not None:
                 attempt(lambda _: backend.close())
+            errors += of_users
         finally:
             with self.lock:
                 self.users.clear()

@@ -19,7 +19,7 @@ class Reserve:
         self.waiting = 0  # messages
         self._free = places
         self._work: deque[list[Delivery[Any]]] = deque()
-        self._left: dict[Any, list[int]] = {}  # by handle of what was let out: how many of its piece are not ended
+        self._left: dict[Any, list[int]] = {}  # by handle of what was started: how many of its piece are not ended
 
     @property
     def ready(self) -> bool:
@@ -30,20 +30,22 @@ class Reserve:
         self.waiting += len(members)
 
     def let_out(self, holds: Callable[[Delivery[Any]], bool]) -> list[list[Delivery[Any]]]:
-        """As many pieces as there are places, without what was revoked meanwhile."""
-        out = []
-        while self.ready:
+        """As many pieces as there are places, without what was revoked meanwhile; those that start take a place."""
+        out: list[list[Delivery[Any]]] = []
+        while self._work and len(out) < self._free:
             work = self._work.popleft()
             self.waiting -= len(work)
             if members := [delivery for delivery in work if holds(delivery)]:
-                self._free -= 1
-                left = [len(members)]
-                self._left.update((delivery._received.handle, left) for delivery in members)
                 out.append(members)
         return out
 
+    def started(self, members: list[Delivery[Any]]) -> None:
+        left = [len(members)]
+        self._left.update((delivery._received.handle, left) for delivery in members)
+        self._free -= 1
+
     def ended(self, handle: Any) -> None:
-        """One that was let out has come to its end, or never started."""
+        """Its handler has ended, whether or not the connection it came by is still there."""
         left = self._left.pop(handle, None)
         if left is not None:
             left[0] -= 1
@@ -53,9 +55,3 @@ class Reserve:
         """Empty it; what waited."""
         work, self._work, self.waiting = self._work, deque(), 0
         return [delivery for members in work for delivery in members]
-
-    def clear(self) -> None:
-        """Nothing is in hand any more, settled or not."""
-        self.take_back()
-        for handle in list(self._left):
-            self.ended(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from mqkit.errors import ConfigError
 
@@ -14,5 +15,5 @@ def check_timeout(verb: str, timeout: Any) -> None:
     if timeout.__class__ is float and 0.0 <= timeout <= LONGEST:
         return
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not number or not 0 <= timeout <= LONGEST:  # type: ignore[operator]
+    if not number or not 0 <= timeout <= LONGEST:
         raise ConfigError(f"{verb}(timeout={timeout!r}) must be a number of seconds, from 0 to {LONGEST:,.0f}")

@@ -13,6 +13,9 @@ import pytest
 from waiting import until
 
 from mqkit import Batch, Bus, Delivery, Queue
+from mqkit.backends.base import Turn
+from mqkit.backends.memory import MemoryReceiver
+from mqkit.errors import Lost
 from mqkit.testing import run_until_idle
 
 numbers = Queue("numbers", int)
@@ -95,6 +98,32 @@ def test_no_more_is_settled_than_handlers_have_begun(bus: Bus, concurrency: int)
         until(lambda: len(handlers.begun) == 20)
 
     assert held == 20 - concurrency
+
+
+def test_a_handler_that_outlives_its_connection_keeps_its_place(monkeypatch: pytest.MonkeyPatch):
+    bus, handlers, receive = Bus("memory://"), Handlers(), MemoryReceiver.receive
+    broken: list[int] = []
+
+    def breaks_once(self: MemoryReceiver, room: int, timeout: float) -> Turn:
+        if handlers.begun and not broken:
+            broken.append(1)
+            raise Lost("cut")
+        return receive(self, room, timeout)
+
+    monkeypatch.setattr(MemoryReceiver, "receive", breaks_once)
+    bus.on(numbers, promise="at_most_once", concurrency=1)(handlers.plain)
+    bus.publish_many(numbers, range(10))
+
+    with bus.worker() as worker:
+        [consumer] = worker.consumers
+        until(lambda: broken)
+        until(lambda: consumer.in_hand == 9)
+        held = stored(bus)
+        handlers.may_end.set()
+        until(lambda: len(handlers.begun) == 10)
+
+    assert held == 9
+    assert handlers.begun == list(range(10))
 
 
 def test_a_message_is_gone_before_its_handler_starts_and_stays_gone_when_that_fails(bus: Bus):

@@ -163,7 +163,7 @@ def test_what_waits_for_its_copies_is_given_back_by_a_stop(bus: Bus):
     bus.publish(emails, "x")
     broker(bus).refuses = 1_000_000
     with bus.worker() as worker:
-        until(lambda: worker.consumers[0]._endings.next_try)
+        until(lambda: worker.consumers[0]._endings.parked)
     assert len(tries) == 1
 
     broker(bus).refuses = 0
@@ -177,7 +177,7 @@ def test_what_was_not_surely_settled_first_is_not_handled_at_most_once(bus: Bus)
     handled: list[str] = []
     silent = threading.Event()
 
-    @bus.on(emails, promise="at_most_once")
+    @bus.on(emails, promise="at_most_once", concurrency=1)
     def handle(text: str) -> None:
         assert silent.is_set()
         handled.append(text)
