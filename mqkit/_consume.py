@@ -35,6 +35,7 @@ AHEAD = 0.1  # seconds of work it may hold beyond what runs, measured by what it
 LOOK = 0.05  # seconds over which that is measured
 QUICK_LOOK, ENOUGH = 0.005, 100  # ... or these, when so many were handled: a fast start for fast handlers
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
+ANSWER = 5.0  # seconds a handler waits to hear whether its delivery is still ours
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
 REASON_BYTES = 2000
 
@@ -173,6 +174,7 @@ class ConsumePump:
         self._half_lease = None if self._can.lease is None else self._can.lease / 2
         self._now: Callable[[], float] = time.time
         self._served_at = time.monotonic()
+        self._asked_in_vain = 0.0
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._hungry = False
@@ -246,8 +248,18 @@ class ConsumePump:
 
     def _begin(self, delivery: Delivery[Any]) -> bool:
         received = delivery._received
-        if self._half_lease is not None and time.monotonic() - self._served_at > self._half_lease:
-            self._ask_first()
+        if self._waiting.get(received.handle) is not delivery:
+            return False  # given back or revoked meanwhile
+        if (
+            self._half_lease is not None
+            and time.monotonic() - self._served_at > self._half_lease
+            and not self._early  # then it was settled long ago, and is ours whatever happened since
+            and not self._ask_first()
+        ):
+            if self._waiting.pop(received.handle, None) is delivery:
+                delivery._settled = True
+                self.finish(delivery, asyncio.CancelledError())  # released, uncounted, once the backend answers
+            return False
         if received.lease_until is not None and time.monotonic() > received.lease_until:
             return False
         if self._waiting.pop(received.handle, None) is not delivery:
@@ -271,16 +283,23 @@ class ConsumePump:
         self.finish(delivery, outcome)
         return False
 
-    def _ask_first(self) -> None:
+    def _ask_first(self) -> bool:
         """
-        This process slept longer than half a lease: what it holds may be another's by now.
+        This process slept longer than half a lease: what it holds may be another's by now. Did the backend answer?
 
-        The pump's next turn asks the backend and takes revoked deliveries out of `waiting`.
+        The pump's next turn asks it and takes revoked deliveries out of `waiting`. Where one has waited in vain for the
+        answer, the others do not wait again.
         """
-        asked = time.monotonic()
-        self._wake()
-        while self._served_at < asked and time.monotonic() < asked + 5.0 and not self._stopping.wait(0.005):
-            self._wake()  # the turn that slept may have taken the one before
+        asked = self._asked_in_vain
+        if self._served_at >= asked:
+            asked = time.monotonic()
+            self._wake()
+            while self._served_at < asked and time.monotonic() < asked + ANSWER and not self._stopping.wait(0.005):
+                self._wake()  # the turn that slept may have taken the one before
+        if self._served_at >= asked:
+            return True
+        self._asked_in_vain = asked
+        return False
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
@@ -615,6 +634,7 @@ class ConsumePump:
             attempts=received.attempt,
             origin=str(received.address),
             died_at=now,
+            priority=received.priority,
         )
         envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
         return Outgoing(

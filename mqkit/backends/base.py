@@ -58,14 +58,15 @@ class Declaration(msgspec.Struct, frozen=True):
     What must exist before `address` is used, and with which options. Declaring again is harmless.
 
     Declaring a queue or a group brings its dead letters along; declaring a group brings its topic along. `keyed` says
-    that the destination declares `key=`, so that groups may ask for order; `order` is what this consumer asked for.
+    that the destination declares `key=`, so that groups may ask for order. `order` is what a consumer asked for; None is
+    said by those who do not consume: it agrees with either, and leaves a new source undecided until a consumer declares it.
     """
 
     address: Address
     keyed: bool = False
     partitions: int = 1
     priorities: int = 0
-    order: Order = "none"
+    order: Order | None = "none"
     start: Start = "latest"  # where a group that is new begins
     native: Any = None  # the options object of this backend, or None
 

@@ -82,7 +82,7 @@ class DeadLetters(Generic[T]):
         """
         Hand dead letters out again, oldest first, to the queue or group that gave them up and to nobody else.
 
-        Message id, key, body and headers stay, attempts begin anew. Interrupted half-way nothing is lost; where the
+        Message id, key, body, headers and priority stay, attempts begin anew. Interrupted half-way nothing is lost; where the
         backend is not atomic a message may be there twice, with the same id.
 
         Args:
@@ -104,9 +104,12 @@ class DeadLetters(Generic[T]):
             self._access.declare(to)
 
         def copy(received: Received) -> Sequence[Outgoing]:
-            envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=None)
+            dead, envelope = received.envelope.dead, msgspec.structs.replace(received.envelope, attempt=1, dead=None)
+            priority = dead.priority if dead is not None else 0
+            if to is not None:
+                priority = min(priority, max(0, to.priorities - 1))
             message = Outgoing(target, received.id, received.body, received.key, received.headers, envelope)
-            return [msgspec.structs.replace(message, priority=received.priority)]
+            return [msgspec.structs.replace(message, priority=priority)]
 
         return self._replace(ids, where, copy, rate)
 

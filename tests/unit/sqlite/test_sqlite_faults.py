@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,6 +189,29 @@ def test_a_foreign_lock_fails_publishes_for_certain(open_station: Callable[..., 
     assert type(outcomes["a"]) is PublishFailed
     assert not receiver.flush(5.0).refused  # what was staged stayed staged
     assert station.depth(QUEUE) == (0, 0, 0)
+
+
+def test_a_commit_that_breaks_off_is_unknown_and_loses_nothing(
+    open_station: Callable[..., Station], path: Path
+) -> None:
+    answers = SPAWN.Queue()
+    worker = SPAWN.Process(target=sqlite_programs.work_on_a_failing_disk, args=(str(path), answers))
+    worker.start()
+    published, settled = answers.get(timeout=60.0)
+    worker.join()
+
+    assert {published[f"during {number}"] for number in range(0, 20, 2)} == {"yes"}
+    assert {published[f"during {number}"] for number in range(1, 20, 2)} == {"PublishUnknown"}
+    assert set(settled.values()) == {"yes", "Lost"}
+    left = Counter(ids(open_station().admin.browse(QUEUE, limit=1000)))
+    sent = {id for id, answer in published.items() if answer == "yes"}
+    gone = {id for id, answer in settled.items() if answer == "yes"}
+    assert sent - set(left) - {id for id in settled if id not in gone} == gone
+    assert set(left.values()) == {1}
+    assert set(left) <= set(published) - gone
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    db.close()
 
 
 def test_a_file_open_in_the_parent_is_refused_after_a_fork(open_station: Callable[..., Station], path: Path) -> None:
