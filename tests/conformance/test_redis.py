@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+import redis
 
 from mqkit.destinations import Destination
 from mqkit.native import RedisTopic
 from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
-from tests.redis_server import RedisServer
+from mqkit.testing.brokers import RedisProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis")]
 
@@ -22,20 +24,20 @@ _numbers = itertools.count(1)
 class RedisHarness(Harness):
     """A foreign client is redis-py on the same server."""
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisProcess) -> None:
         self._server = server
         self._prefix = f"{{case{next(_numbers)}}}:"
-        super().__init__(f"{server.url}?prefix={self._prefix}")
+        super().__init__(f"{server.url}?{urlencode({'prefix': self._prefix})}")
 
     def retention(self, seconds: float) -> object:
         return RedisTopic(retain=seconds)
 
     def inject(self, destination: Destination[Any], body: bytes, headers: dict[str, str]) -> None:
-        with self._server.client() as client:
+        with redis.Redis(port=self._server.port) as client:
             client.xadd(self._stream(destination), {"body": body, **headers})
 
     def read_native(self, destination: Destination[Any]) -> list[bytes]:
-        with self._server.client() as client:
+        with redis.Redis(port=self._server.port) as client:
             return [fields[b"body"] for _, fields in client.xrange(self._stream(destination))]
 
     def restart(self) -> None:
@@ -46,14 +48,13 @@ class RedisHarness(Harness):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+def server() -> Iterator[RedisProcess]:
+    with RedisProcess(appendonly=True) as server:
+        yield server
 
 
 @pytest.fixture
-def harness(server: RedisServer) -> Iterator[Harness]:
-    harness = RedisHarness(server)
+def harness(server: RedisProcess) -> Iterator[Harness]:
+    harness = RedisHarness(server.start())
     yield harness
     harness.close()
