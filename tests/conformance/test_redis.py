@@ -12,9 +12,9 @@ import redis
 
 from mqkit.destinations import Destination
 from mqkit.native import RedisTopic
+from mqkit.testing.brokers import RedisProcess
 from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
-from mqkit.testing.brokers import RedisProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis")]
 

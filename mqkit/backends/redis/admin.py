@@ -60,17 +60,21 @@ class RedisAdmin:
         table = self._connection.call("HGETALL", self._keys.registry)
         addresses = sorted(address_of(field.decode()) for field in table[::2])
         with_groups = {address.name for address in addresses if address.group and not address.dead}
-        now = round(self._clock.now() * 1000)
-        depths = []
+        arguments: list[Argument] = []
         for address in addresses:
-            if address.kind == "broadcast":
-                depths.append(Depth(address, 0, 0, 0))
-            elif address.kind == "topic" and not address.group:
-                ready, delayed = self._waiting(address, now)
-                if address.name not in with_groups or ready or delayed:
-                    depths.append(Depth(address, ready, 0, delayed))
-            else:
-                depths.append(self._depth(address, now))
+            unit = self._keys.unit(address)
+            main, side = (unit.main, unit.side) if _is_source(address) else ("", "")
+            arguments += (main, side, unit.group, int(unit.topic is not None), unit.waiting[0], unit.parked, unit.notes)
+        answers = self._connection.run(scripts.DEPTHS, [self._keys.owners], arguments) if arguments else []
+        depths = []
+        for address, counts in zip(addresses, answers, strict=True):
+            unread, pending, parked, later, due, delayed = counts
+            if isinstance(unread, bytes):
+                unread = self._unread(address, unread.decode())
+            later = min(later, parked)  # a note stays with a message that is in hand again
+            depth = Depth(address, max(0, unread + due + parked - later), max(0, pending - parked), delayed + later)
+            if _is_source(address) or address.name not in with_groups or depth.ready or depth.delayed:
+                depths.append(depth)
         return depths
 
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
@@ -186,43 +190,13 @@ class RedisAdmin:
 
     # -- describing ----------------------------------------------------------------------------------------------------
 
-    def _waiting(self, address: Address, now: int) -> tuple[int, int]:
-        """Delayed messages that are due, and that are not."""
-        [delayed, total] = self._asked(
-            ("ZCOUNT", self._keys.waiting(address)[0], f"({now}", "+inf"), ("ZCARD", self._keys.waiting(address)[0])
-        )
-        return total - delayed, delayed
-
-    def _depth(self, address: Address, now: int) -> Depth:
+    def _unread(self, address: Address, read: str) -> int:
+        """Counted one by one: the server has lost count, after an entry was deleted."""
         unit = self._keys.unit(address)
-        stored, side, in_main, in_side, parked, notes, groups = self._asked(
-            ("XLEN", unit.main),
-            ("XLEN", unit.side),
-            ("XPENDING", unit.main, unit.group),
-            ("XPENDING", unit.side, unit.group),
-            ("ZCARD", unit.parked),
-            ("HVALS", unit.notes),
-            ("XINFO", "GROUPS", unit.main),
-        )
-        due, delayed = self._waiting(address, now)
-        pending = (in_main[0] if in_main else 0) + (in_side[0] if in_side else 0)
-        parked, later = parked or 0, sum(int(note.partition(b" ")[0]) > now for note in notes or ())
-        unread = (side or 0) - (in_side[0] if in_side else 0)
-        if unit.topic is None:
-            unread += (stored or 0) - (in_main[0] if in_main else 0)
-        else:
-            unread += self._unread(unit, groups or ())
-        later = min(later, parked)  # a note stays with a message that is in hand again
-        return Depth(address, max(0, unread + due + parked - later), max(0, pending - parked), delayed + later)
-
-    def _unread(self, unit: Unit, groups: Sequence[Any]) -> int:
-        for group in map(_table, groups):
-            if group["name"].decode() == unit.group:
-                if group.get("lag") is not None:
-                    return int(group["lag"])
-                entries = self._pages(unit.main, "(" + group["last-delivered-id"].decode())
-                return sum(1 for _ in entries)  # the server has lost count, after an entry was deleted
-        return 0
+        [side] = self._asked(("XLEN", unit.side))
+        [pending] = self._asked(("XPENDING", unit.side, unit.group))
+        ahead = (side or 0) - (pending[0] if pending else 0)
+        return ahead + sum(1 for _ in self._pages(unit.main, "(" + read))
 
     def _asked(self, *commands: Sequence[Argument]) -> list[Any]:
         """Replies in one round trip; None for what does not exist."""
@@ -351,7 +325,8 @@ class RedisAdmin:
         keys = keys_of(unit, self._keys.owners)
         nobody: list[Argument] = ["", ""]  # these scripts have no fence, and so no consumer
         try:
-            return self._connection.run(script, keys, [*nobody, *layout_of(unit, streams), *arguments])
+            layout = layout_of(unit, streams)
+            return self._connection.run(script, keys, [*nobody, *layout, *arguments])
         except MqkitError as exc:
             raise publish_error(exc) from exc
 
@@ -406,6 +381,11 @@ def _belongs(found: Address, to: Address) -> bool:
     if to.dead:
         return found == to
     return found.kind == to.kind and found.name == to.name and (not to.group or found.group == to.group)
+
+
+def _is_source(address: Address) -> bool:
+    """Can one receive from it, other than live?"""
+    return address.kind == "queue" or bool(address.group)
 
 
 def _id(text: str) -> tuple[int, int]:
