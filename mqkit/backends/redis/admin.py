@@ -364,7 +364,7 @@ def open_source(connection: Connection, keys: Keys, declaration: Declaration) ->
 def decide(connection: Connection, keys: Keys, declaration: Declaration, have: Registered) -> None:
     """The first consumer says whether keys keep their order. Nothing was handed out before."""
     decided = msgspec.structs.replace(have, order=declaration.order)
-    arguments = [field_of(declaration.address), encode_registered(have), encode_registered(decided)]
+    arguments: list[Argument] = [field_of(declaration.address), encode_registered(have), encode_registered(decided)]
     if not connection.run(scripts.DECIDE, [keys.registry], arguments):
         now = _registered(connection, keys, declaration.address)
         if now is not None:  # somebody else was first
