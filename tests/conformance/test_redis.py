@@ -41,11 +41,6 @@ class RedisHarness(Harness):
         with self._client() as client:
             return [fields[b"body"] for _, fields in client.xrange(self._stream(destination))]
 
-    def find_native(self, destination: Destination[Any], native: Any) -> bytes:
-        with self._client() as client:
-            [(_, fields)] = client.xrange(native.stream, native.id, native.id)
-            return bytes(fields[b"body"])
-
     @contextmanager
     def outage(self) -> Iterator[None]:
         self._server.kill()

@@ -189,6 +189,7 @@ def _driver(host: str, port: int, server: Server, options: RedisOptions, *, cred
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,  # the same shape of replies on every server, and no right to HELLO needed
         "driver_info": None,
+        "socket_read_size": 1 << 17,  # a full read has hundreds of messages; each system call lets other threads in
     }
     if credentials:
         settings |= {

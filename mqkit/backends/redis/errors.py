@@ -76,7 +76,7 @@ def translate(exc: Exception, server: str) -> MqkitError:
     """The typed error for what the driver raised or the server answered."""
     text = str(exc)
     if "CERTIFICATE" in text.upper():
-        return ConfigError(f"Redis server {server} is not trusted, or does not trust us: {text}")
+        return Denied(f"Redis server {server} is not trusted, or does not trust us: {text}; see ca, cert and key")
     kind, words = _meaning(exc, text)
     hint = ""
     if isinstance(exc, native.ConnectionError) and ("EOF occurred" in text or "reset by peer" in text):

@@ -337,16 +337,17 @@ class RedisReceiver:
 
     def _operations(self, part: Sequence[Settlement]) -> tuple[list[Argument], list[Settlement | None]]:
         """The script's arguments, and for each of its answers the settlement it is about; None: about many."""
-        plain: dict[str, list[str]] = {}
+        in_main: list[str] = []
+        in_side: list[str] = []
         arguments: list[Argument] = []
         meanings: list[Settlement | None] = []
-        unit = self._unit
+        unit, main, ran_alone = self._unit, self._unit.main, self._ran_alone
         for each in part:
             delivery = each.delivery
             entry: Entry = delivery.native
-            noted = delivery.solo > 0 or delivery.handle in self._ran_alone
-            if isinstance(each, Done) and not each.copies and not noted:
-                plain.setdefault(entry.stream, []).append(entry.id)
+            noted = delivery.solo > 0 or (bool(ran_alone) and delivery.handle in ran_alone)
+            if each.__class__ is Done and not each.copies and not noted:
+                (in_main if entry[0] == main else in_side).append(entry[1])
                 continue
             copies = [self._copy(each)] if isinstance(each, Release) else [self._outgoing(one) for one in each.copies]
             number = self._number(entry)
@@ -355,7 +356,7 @@ class RedisReceiver:
             for copy in copies:
                 arguments += copy
             meanings.append(each)
-        for stream, ids in plain.items():
+        for stream, ids in ((main, in_main), (unit.side, in_side)):
             deletes = "0" if stream == unit.topic else "1"
             for first in range(0, len(ids), _IDS):
                 some = ids[first : first + _IDS]
@@ -367,8 +368,11 @@ class RedisReceiver:
         for each, result in zip(meanings, reply[1:], strict=True):
             if each is not None:
                 self._judge(each, result)
-        done = {id(each) for each in part}
-        self._staged = [each for each in self._staged if id(each) not in done]
+        if len(part) == len(self._staged):
+            self._staged = []
+        else:
+            done = {id(each) for each in part}
+            self._staged = [each for each in self._staged if id(each) not in done]
         if not self._staged:
             self._again = False
 
@@ -457,22 +461,27 @@ class RedisReceiver:
         self._need().run(scripts.LEAVE, [self._keys.owners], [*self._me(), self._unit.group, *self._streams()])
 
 
-def _parts(staged: Sequence[Settlement]) -> list[list[Settlement]]:
+def _parts(staged: Sequence[Settlement]) -> Sequence[Sequence[Settlement]]:
     """In pieces that carry no more copies than one call of a script should."""
+    weights = [_weight(each) for each in staged]
+    if sum(weights) <= _CALL_BYTES:
+        return [staged]
     parts: list[list[Settlement]] = [[]]
     size = 0
-    for each in staged:
-        weight = (
-            sum(len(copy.body) + 512 for copy in each.copies)
-            if isinstance(each, Done)
-            else len(each.delivery.body) + 512
-        )
+    for each, weight in zip(staged, weights, strict=True):
         if parts[-1] and size + weight > _CALL_BYTES:
             parts.append([])
             size = 0
         parts[-1].append(each)
         size += weight
     return parts
+
+
+def _weight(each: Settlement) -> int:
+    """Bytes it carries, roughly."""
+    if isinstance(each, Release):
+        return len(each.delivery.body) + 512
+    return sum(len(copy.body) + 512 for copy in each.copies) if each.copies else 40
 
 
 def _copy_error(delivery: Received, text: str) -> MqkitError:
