@@ -53,6 +53,12 @@ class Connection:
             self._driver = _driver(host, port, server, options, credentials=True)
             try:
                 moved = self._greet(clock, probe)
+            except Broken as exc:
+                # Nothing was under way: not a broken connection, but none at all.
+                cause = exc.__cause__
+                if isinstance(cause, Exception):
+                    raise unreachable(cause, self._name) from cause
+                raise
             except BaseException:
                 self._driver.disconnect()
                 raise
@@ -67,8 +73,7 @@ class Connection:
         try:
             self._driver.connect()
         except Exception as exc:
-            error = translate(exc, self._name)
-            raise (Unavailable(str(error)) if isinstance(error, Lost) else error) from exc
+            raise unreachable(exc, self._name) from exc
         before = time.monotonic()
         self.send(pack("TIME") + pack("EXISTS", probe) + (pack("ROLE") if self.server.sentinels else b""))
         told, found = self.reply(), self.reply()
@@ -170,6 +175,12 @@ class Connection:
             raise Closed("this connection to Redis belongs to the parent of this forked process")
         if self._closed:  # the driver would connect again by itself
             raise Broken(f"Redis server {self._name}: the connection is closed")
+
+
+def unreachable(exc: Exception, server: str) -> MqkitError:
+    """What an exception means when it came before anything was asked for."""
+    error = translate(exc, server)
+    return Unavailable(str(error)) if isinstance(error, Lost) else error
 
 
 def run(script: Script, keys: Iterable[str], arguments: Iterable[Argument]) -> bytes:
