@@ -9,128 +9,34 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
-
-import msgspec
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mqkit._crew import Crew
+from mqkit._ending import Endings, Sender
+from mqkit._gate import Gate
+from mqkit._hand import Hand
 from mqkit._ids import derived_id
-from mqkit._lanes import Lanes
-from mqkit._publish import PublishPump
+from mqkit._settings import Settings
 from mqkit._topology import Topology
-from mqkit.backends.base import Backend, Declaration, Done, Outgoing, Received, Receiver, Release, Settlement, Turn
+from mqkit._trace import Attempt, Tally
+from mqkit._window import Window
+from mqkit.backends.base import Backend, Done, Outgoing, Received, Receiver, Release, Settlement, Turn
 from mqkit.destinations import Destination
-from mqkit.envelope import Dead
-from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitError
-from mqkit.handlers import Batch, Promise, Where
+from mqkit.errors import ConfigError, LeaseLost, Lost, MqkitError, Unavailable
 from mqkit.message import Delivery, PublishOptions
-from mqkit.patterns.retry import Retry, judge
-from mqkit.verdicts import Ack, Reject, Verdict
+from mqkit.verdicts import Reject
 
 log = logging.getLogger("mqkit")
 
-WINDOW = 1000  # most messages one consumer holds
-AHEAD = 0.1  # seconds of work it may hold beyond what runs, measured by what it has handled
-LOOK = 0.05  # seconds over which that is measured
-QUICK_LOOK, ENOUGH = 0.005, 100  # ... or these, when so many were handled: a fast start for fast handlers
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
-ANSWER = 5.0  # seconds a handler waits to hear whether its delivery is still ours
-COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
-REASON_BYTES = 2000
-
-AttemptOutcome = Literal["done", "retry", "dead", "released", "skipped", "failed"]
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """One attempt as a trace shows it. `at` is the backend's clock; `error` what was raised, or None."""
-
-    message_id: str
-    destination: str
-    group: str | None
-    attempt: int
-    at: float
-    outcome: AttemptOutcome
-    error: BaseException | None
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one consumer does, with every default filled in."""
-
-    name: str
-    destination: Destination[Any]
-    group: str | None
-    declaration: Declaration
-    retry: Retry
-    promise: Promise
-    concurrency: int
-    timeout: float | None
-    window: int | None  # fixed (pull), or None: adapted to how fast handlers are
-    batch: Batch | None
-    where: Where | None
-    manual: bool
-
-    @property
-    def ordered(self) -> bool:
-        return self.declaration.order == "key"
-
-    @property
-    def live(self) -> bool:
-        return self.destination.kind == "broadcast"
-
-
-class Sender(Protocol):
-    """The publishing side of a bus, as a consumer needs it."""
-
-    @property
-    def publish_pump(self) -> PublishPump: ...
-
-    def prepare(
-        self, to: Destination[Any], payload: Any, options: Mapping[str, Any], *, id: str = "", staged: bool = False
-    ) -> Outgoing: ...
-
-
-class _Skipped(BaseException):
-    """`where` said no."""
-
-
-class _Confirmed(BaseException):
-    """The copies that go elsewhere are there, or failed with `error`."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-class _Ending(msgspec.Struct, frozen=True):
-    """How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one."""
-
-    copies: Sequence[tuple[Any, Outgoing]]
-    outcome: AttemptOutcome
-    error: BaseException | None
-
-
-class Counts(msgspec.Struct):
-    """What became of deliveries since the consumer started."""
-
-    done: int = 0
-    retried: int = 0
-    dead: int = 0
-    released: int = 0
-    skipped: int = 0
-    failed: int = 0  # live or at most once: gone
-    stale: int = 0  # verdicts for deliveries that were not ours any more
-
-
-INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class ConsumePump:
     """
     Owns one `Receiver`.
 
-    `inflight`, lanes and the forming batch belong to the thread. Handlers append to `verdicts` and wake it at most once
-    per turn. `waiting` holds what is handed to the crew and not begun: who pops it first, the worker or the pump giving
-    it back, has it.
+    What is in hand belongs to the thread. Handlers append to `verdicts` and wake it at most once per turn.
     """
 
     def __init__(
@@ -146,7 +52,6 @@ class ConsumePump:
         self.group = settings.group
         self.explicit = settings.manual
         self.by_member = settings.batch is not None
-        self.counts = Counts()
         self.state = "starting"  # starting, running, failed: why, stopped
         self.failed: MqkitError | None = None  # why the source could not be opened, if for good
         self.running = threading.Event()
@@ -154,41 +59,45 @@ class ConsumePump:
         self._can = backend.capabilities
         self._topology = topology
         self._sender = sender
-        self._observe = observe
         self._crew: Crew | None = None
         self._receiver: Receiver | None = None
-        self._inflight: dict[Any, Delivery[Any]] = {}
-        self._waiting: dict[Any, Delivery[Any]] = {}
-        self._endings: dict[Any, _Ending] = {}  # of deliveries whose copies are on their way elsewhere
+        self._clock: Callable[[], float] = time.time  # the receiver's, once there is one
         self._verdicts: deque[tuple[Delivery[Any], BaseException | None]] = deque()
         self._armed = False
-        self._lanes = Lanes() if settings.ordered else None
-        self._forming: list[Delivery[Any]] = []
-        self._forming_since = 0.0
-        self._suspects: list[Delivery[Any]] = []
-        self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
-        self._alone: Delivery[Any] | None = None
-        self._early = settings.promise == "at_most_once" or settings.live
-        self._direct = settings.batch is None and not settings.ordered  # nothing waits for others of its kind
-        self._timeout, self._where = settings.timeout, settings.where
-        self._half_lease = None if self._can.lease is None else self._can.lease / 2
-        self._now: Callable[[], float] = time.time
-        self._served_at = time.monotonic()
-        self._asked_in_vain = 0.0
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._hungry = False
-        self._finished = 0  # since _measured
-        self._measured = time.monotonic()
-        least = settings.concurrency if settings.batch is None else settings.batch.size * settings.concurrency
-        self._least = min(max(least * 2, 16), 20_000)
-        self._window = settings.window or self._least
+        self._early = settings.early
+        self._window = Window(settings)
+        self._tally = Tally(self.now, observe)
+        self.counts = self._tally.counts
+        self._gate = Gate(
+            settings,
+            self._can.lease,
+            finish=self.finish,
+            wake=self._wake,
+            now=self.now,
+            stopping=self._stopping,
+        )
+        self.begin = self._gate.begin  # on a worker, right before the handler
+        self._hand = Hand(settings, self, self._gate.waiting, now=self.now)
+        self._endings = Endings(
+            settings,
+            backend,
+            topology,
+            sender,
+            self._tally,
+            finish=self.finish,
+            now=self.now,
+            stopping=self._stopping,
+        )
         self._thread = threading.Thread(target=self._run, name=f"mqkit-consume-{settings.name}", daemon=True)
 
     # -- the worker and the user -----------------------------------------------------------------------------------
 
     def start(self, crew: Crew) -> None:
         self._crew = crew
+        self._hand.start = crew.start
         self._thread.start()
 
     def stop(self, grace: float) -> None:
@@ -206,24 +115,33 @@ class ConsumePump:
     @property
     def busy(self) -> bool:
         """Is anything in hand, running or unsettled?"""
-        return bool(self._inflight or self._verdicts or self._suspects)
+        return bool(self._hand.inflight or self._verdicts)
+
+    @property
+    def alive(self) -> bool:
+        """False only when its thread has died, which nobody asked for."""
+        return self._thread.ident is None or self._thread.is_alive() or self._stopping.is_set()
 
     @property
     def in_hand(self) -> int:
-        return len(self._inflight)
+        return len(self._hand.inflight)
 
     @property
     def only_waits_for_its_batch(self) -> bool:
         """Is all it holds in a batch that is not full, so that only time can move it on?"""
-        return bool(self._forming) and len(self._forming) == len(self._inflight) and not self._verdicts
+        forming = self._hand.forming
+        return forming is not None and 0 < len(forming.members) == self.in_hand and not self._verdicts
 
     def next_due(self) -> float | None:
         """When a forming batch is handed over for its age, by the backend's clock."""
-        batch = self.settings.batch
-        return self._forming_since + batch.age if batch is not None and self._forming else None
+        return self._hand.forming.due if self._hand.forming is not None else None
 
     def stuck(self) -> int:
         return self._crew.stuck() if self._crew is not None else 0
+
+    def now(self) -> float:
+        """The backend's clock."""
+        return self._clock()
 
     def clock_moved(self) -> None:
         self._wake()
@@ -239,67 +157,6 @@ class ConsumePump:
         position = len(delivery._staged or ())
         id = derived_id(f"{self.settings.name}\0{delivery.id}", self.group or "", position)
         return sender.prepare(to, payload, options, id=id, staged=True)
-
-    def begin(self, work: Any) -> Any:
-        """On a worker, right before the handler: what of it is still ours and should run."""
-        if self.by_member:
-            return [delivery for delivery in work if self._begin(delivery)]
-        return work if self._begin(work) else None
-
-    def _begin(self, delivery: Delivery[Any]) -> bool:
-        received = delivery._received
-        if self._waiting.get(received.handle) is not delivery:
-            return False  # given back or revoked meanwhile
-        if (
-            self._half_lease is not None
-            and time.monotonic() - self._served_at > self._half_lease
-            and not self._early  # then it was settled long ago, and is ours whatever happened since
-            and not self._ask_first()
-        ):
-            if self._waiting.pop(received.handle, None) is delivery:
-                delivery._settled = True
-                self.finish(delivery, asyncio.CancelledError())  # released, uncounted, once the backend answers
-            return False
-        if received.lease_until is not None and time.monotonic() > received.lease_until:
-            return False
-        if self._waiting.pop(received.handle, None) is not delivery:
-            return False  # given back or revoked meanwhile
-        if self._timeout is not None:
-            delivery.deadline = time.monotonic() + self._timeout
-        if received.expires_at is not None and received.expires_at <= self._now():
-            delivery._settled = True
-            self.finish(delivery, Reject("expired: its ttl passed before a handler could start"))
-            return False
-        return self._where is None or self._wanted(delivery, self._where)
-
-    def _wanted(self, delivery: Delivery[Any], where: Where) -> bool:
-        try:
-            if where(delivery.message):
-                return True
-            outcome: BaseException = _Skipped()
-        except Exception as exc:  # noqa: BLE001  a filter that raises is a failed attempt
-            outcome = exc
-        delivery._settled = True
-        self.finish(delivery, outcome)
-        return False
-
-    def _ask_first(self) -> bool:
-        """
-        This process slept longer than half a lease: what it holds may be another's by now. Did the backend answer?
-
-        The pump's next turn asks it and takes revoked deliveries out of `waiting`. Where one has waited in vain for the
-        answer, the others do not wait again.
-        """
-        asked = self._asked_in_vain
-        if self._served_at >= asked:
-            asked = time.monotonic()
-            self._wake()
-            while self._served_at < asked and time.monotonic() < asked + ANSWER and not self._stopping.wait(0.005):
-                self._wake()  # the turn that slept may have taken the one before
-        if self._served_at >= asked:
-            return True
-        self._asked_in_vain = asked
-        return False
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
@@ -345,14 +202,16 @@ class ConsumePump:
             else:
                 try:
                     self._serve(receiver)
-                except Lost as exc:
+                except Unavailable as exc:  # lost, or it would not even flush
                     self.state = f"failed: {exc}"
                     log.warning("consumer.lost", extra={"source": self.settings.name, "error": str(exc)})
                 except Exception as exc:  # never a silent dead loop: said in health(), and started again
                     self.state = f"failed: {type(exc).__name__}: {exc}"
                     log.exception("consumer.failed", extra={"source": self.settings.name})
                 finally:
-                    self._forget()
+                    # So is all it handed out. Handlers that run finish, and their verdicts meet nobody.
+                    self._hand.clear()
+                    self._endings.clear()
                     self._receiver = None
                     with contextlib.suppress(MqkitError):  # it may be what has just failed
                         receiver.close()
@@ -371,28 +230,30 @@ class ConsumePump:
         # What this process knew to exist may be what the broker has just lost: ask again, every time.
         self._topology.forget([self.settings.declaration.address])
         self._topology.ensure(self._backend, [self.settings.declaration.address])
-        receiver = self._backend.receiver(self.settings.declaration, self.settings.window or max(WINDOW, self._least))
-        self._receiver, self._now = receiver, receiver.now
-        self._served_at = time.monotonic()
+        receiver = self._backend.receiver(self.settings.declaration, self._window.most)
+        self._receiver, self._clock = receiver, receiver.now
+        self._gate.served_at = time.monotonic()
         self.state, self.failed = "running", None
         self.running.set()
         return receiver
 
     def _serve(self, receiver: Receiver) -> None:
-        crew = self._crew
+        crew, hand, endings = self._crew, self._hand, self._endings
         assert crew is not None
         trouble = RESTART[0]
         while True:
             self._armed = False
             # Read before draining: whoever settled and then stopped us must find it carried out.
             stopping = self._stopping.is_set()
+            endings.try_again()
             if settlements := self._drain():
                 receiver.settle(settlements)
-            if self._suspects:
+            if hand.isolation.suspects:
                 self._isolate(receiver)
             if stopping and self._stopped(receiver):
                 return
-            room = 0 if stopping or self._suspects else max(0, self._window - len(self._inflight))
+            closed = stopping or hand.isolation.suspects
+            room = 0 if closed else max(0, self._window.size - len(hand.inflight))
             asked = time.monotonic()
             try:
                 turn = receiver.receive(room, self._patience())
@@ -409,97 +270,47 @@ class ConsumePump:
                 trouble, self.state = RESTART[0], "running"
             if turn.revoked or turn.refused:
                 self._lose(receiver, turn)
-            self._served_at = asked  # not now: the process may have slept inside, after the backend was asked
+            self._gate.served_at = asked  # not now: the process may have slept inside, after the backend was asked
+            if hand.next:
+                hand.start_next()
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
-            if self._forming:
-                self._hand_over_batch()
+            hand.hand_over_batch()
             self._hungry = crew.turn_end()
 
     def _patience(self) -> float:
         """How long `receive` may block."""
-        if self._verdicts:
+        if self._verdicts or self._hand.next:
             return 0.0
         if self._hungry:
             return 0.002
         longest = 0.05 if self._stopping.is_set() else 1.0
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
+        if (try_again := self._endings.next_try) is not None:
+            longest = min(longest, max(0.0, try_again - time.monotonic()))
         due = self.next_due()
-        return longest if due is None else max(0.0, min(longest, due - self._now()))
+        return longest if due is None else max(0.0, min(longest, due - self.now()))
 
-    def _adapt(self) -> None:
-        """Hold what the handlers can do in a moment, and no more: another process may have idle ones."""
-        now = time.monotonic()
-        elapsed = now - self._measured
-        if elapsed < (QUICK_LOOK if self._finished >= ENOUGH else LOOK):
-            return
-        ahead = int(self._finished / elapsed * AHEAD)
-        self._window = min(max(WINDOW, self._least), self._least + ahead)
-        self._finished, self._measured = 0, now
-
-    # -- arriving --------------------------------------------------------------------------------------------------
+    # -- taking and settling ---------------------------------------------------------------------------------------
 
     def _admit(self, receiver: Receiver, deliveries: Sequence[Received]) -> None:
-        if self._early:
+        if self._early and not self.settings.live:
             deliveries = self._settle_early(receiver, deliveries)
-        crashes, direct = self.settings.retry.crashes, self._direct
-        inflight, waiting, start = self._inflight, self._waiting, self._crew.start  # type: ignore[union-attr]
-        for received in deliveries:
-            delivery: Delivery[Any] = Delivery(received, self)
-            handle = received.handle
-            inflight[handle] = delivery
-            if received.lost >= crashes:
-                self._suspects.append(delivery)
-            elif self._suspects:
-                self._held.append(delivery)
-            elif direct:
-                waiting[handle] = delivery
-                start(delivery)
-            elif self.settings.batch is not None:
-                self._join_batch(delivery)
-            elif self._lanes is None or self._lanes.admit(delivery):
-                self._start(delivery)
+        self._hand.take(deliveries)
 
     def _settle_early(self, receiver: Receiver, deliveries: Sequence[Received]) -> Sequence[Received]:
         """At most once: settled, durably, before any handler starts. What could not be settled is not handled."""
-        if self.settings.live:
-            return deliveries
         receiver.settle([Done(received) for received in deliveries])
         refused = {received.handle for received, _ in receiver.flush(5.0).refused}
         return [received for received in deliveries if received.handle not in refused]
 
-    def _start(self, delivery: Delivery[Any]) -> None:
-        self._waiting[delivery._received.handle] = delivery
-        self._crew.start(delivery)  # type: ignore[union-attr]
-
-    def _join_batch(self, delivery: Delivery[Any]) -> None:
-        assert self.settings.batch is not None
-        if self._lanes is not None and not self._lanes.admit(delivery, self._forming):
-            return
-        if not self._forming:
-            self._forming_since = self._now()
-        self._forming.append(delivery)
-        if len(self._forming) >= self.settings.batch.size:
-            self._hand_over_batch()
-
-    def _hand_over_batch(self) -> None:
-        batch = self.settings.batch
-        assert batch is not None
-        if len(self._forming) < batch.size and self._now() < self._forming_since + batch.age:
-            return
-        work, self._forming = self._forming, []
-        work = [delivery for delivery in work if delivery._received.handle in self._inflight]  # not those revoked since
-        for delivery in work:
-            self._waiting[delivery._received.handle] = delivery
-        self._crew.start(work)  # type: ignore[union-attr]
-
-    # -- settling --------------------------------------------------------------------------------------------------
-
     def _drain(self) -> list[Settlement]:
         out: list[Settlement] = []
-        verdicts, inflight, lanes = self._verdicts, self._inflight, self._lanes
-        early, observed = self._early, self._observe is not None
+        hand = self._hand
+        verdicts, inflight, waiting = self._verdicts, hand.inflight, self._gate.waiting
+        early, observed = self._early, self._tally.observed
+        alike = hand.lanes is None and not hand.isolation.suspects  # nothing else depends on how one ends
         finished = done = 0
         while verdicts:
             delivery, outcome = verdicts.popleft()
@@ -513,167 +324,28 @@ class ConsumePump:
                 out.append(Done(received))
                 done += 1
                 if observed:
-                    self._trace(delivery, "done", None)
+                    self._tally.trace(delivery, "done", None)
             else:
-                settled = self._conclude(delivery, outcome)
+                settled = self._endings.conclude(delivery, outcome)
                 if settled is None:
                     continue  # copies are on their way elsewhere, it stays in hand
                 out.extend(settled)
-                self._waiting.pop(handle, None)
+                waiting.pop(handle, None)
             del inflight[handle]
-            if delivery is self._alone:
-                self._alone = None
-                self._suspects.clear()
-            if lanes is not None:
+            if not alike:
                 again = bool(out) and out[-1].__class__ is Release and out[-1].delivery is received
-                self._advance(lanes, delivery, again, out)
-        self._finished += finished
+                back = hand.settled(delivery, again=again, stopping=self._stopping.is_set())
+                out.extend(Release(follower._received) for follower in back)
         self.counts.done += done
-        if not self.settings.window:
-            self._adapt()
+        self._window.finished(finished)
         return out
-
-    def _advance(self, lanes: Lanes, delivery: Delivery[Any], again: bool, out: list[Settlement]) -> None:
-        ready, back = lanes.finished(delivery, again=again)
-        for follower in back:
-            self._inflight.pop(follower._received.handle, None)
-            out.append(Release(follower._received))
-        if self._stopping.is_set() or self._suspects:
-            # Their place in the key is kept by the backend; nothing new starts now.
-            for follower in ready:
-                if self._inflight.pop(follower._received.handle, None) is not None:
-                    out.append(Release(follower._received))
-            return
-        for follower in ready:
-            if self.settings.batch is not None:
-                self._join_batch(follower)
-            elif lanes.admit(follower):
-                self._start(follower)
-
-    def _conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
-        """How to settle anything but a plain success: with nothing where that was done before. None: not yet."""
-        received = delivery._received
-        if isinstance(outcome, _Skipped):
-            self.counts.skipped += 1
-            self._trace(delivery, "skipped", None)
-            return () if self._early else (Done(received),)
-        if self._early:
-            if outcome is not None:
-                log.error("message.failed", extra={**self._where_from(delivery), "error": repr(outcome)})
-            self._note(delivery, "done" if outcome is None else "failed", outcome)
-            if outcome is None:  # nothing is left to settle with, so what the handler staged is simply published
-                for via, message in delivery._staged or ():
-                    (via or self._sender).publish_pump.send(message)
-            return ()
-        if isinstance(outcome, _Confirmed):
-            return self._confirmed(delivery, outcome.error)
-        if outcome is None or isinstance(outcome, Ack):
-            return self._complete(delivery, _Ending(delivery._staged or (), "done", None))
-        if isinstance(outcome, INTERRUPTIONS):
-            self._note(delivery, "released", outcome)
-            return (Release(received, 0.0 if self._stopping.is_set() else COPY_RETRY),)
-        return self._failed(delivery, outcome)
-
-    def _failed(self, delivery: Delivery[Any], error: BaseException) -> Sequence[Settlement] | None:
-        received = delivery._received
-        now = self._now()
-        since = received.since if received.since is not None else now
-        verdict = judge(
-            self.settings.retry, error, attempt=received.attempt, waited=now - since, chance=random.random()
-        )
-        raised = None if isinstance(error, Verdict) else error
-        if isinstance(verdict, Reject):
-            log.warning("message.rejected", extra={**self._where_from(delivery), "reason": verdict.reason})
-            letter = self._dead_letter(delivery, verdict.reason, raised, now)
-            return self._complete(delivery, _Ending(((None, letter),), "dead", raised))
-        after: float = getattr(verdict, "after", 0.0)
-        self._note(delivery, "retry", raised)
-        return (Release(received, after, received.attempt + 1, since),)
-
-    def _complete(self, delivery: Delivery[Any], ending: _Ending) -> Sequence[Settlement] | None:
-        """
-        Settle for good, with copies: those the backend cannot take into the same transaction are sent and confirmed
-        first, while the delivery stays in hand. None: that is under way.
-        """
-        if elsewhere := [copy for copy in ending.copies if copy[0] is not None or not self._can.atomic]:
-            here = [copy for copy in ending.copies if copy not in elsewhere]
-            self._endings[delivery._received.handle] = _Ending(here, ending.outcome, ending.error)
-            self._send(delivery, elsewhere)
-            return None
-        copies = [message for _, message in ending.copies]
-        if copies and self._topology.missing({copy.address for copy in copies}):
-            try:
-                self._topology.ensure(self._backend, [copy.address for copy in copies])
-            except MqkitError as exc:
-                return self._copies_failed(delivery, ending, exc)
-        self._note(delivery, ending.outcome, ending.error)
-        return (Done(delivery._received, copies),)
-
-    def _confirmed(self, delivery: Delivery[Any], error: BaseException | None) -> Sequence[Settlement] | None:
-        ending = self._endings.pop(delivery._received.handle)
-        if error is not None:
-            return self._copies_failed(delivery, ending, error)
-        return self._complete(delivery, ending)
-
-    def _copies_failed(
-        self, delivery: Delivery[Any], ending: _Ending, error: BaseException
-    ) -> Sequence[Settlement] | None:
-        """Copies could not be sent. Not the handler's fault if it may work later, and never the end of the message."""
-        later = isinstance(error, MqkitError) and error.retryable
-        if ending.outcome == "done" and not later:
-            return self._failed(delivery, error)
-        log.warning("copies.delayed", extra={**self._where_from(delivery), "error": str(error)})
-        self._note(delivery, "released", error)
-        return (Release(delivery._received, COPY_RETRY),)
-
-    def _dead_letter(self, delivery: Delivery[Any], reason: str, error: BaseException | None, now: float) -> Outgoing:
-        received = delivery._received
-        dead = Dead(
-            reason=reason.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore"),
-            error_type=type(error).__name__ if error is not None else "",
-            attempts=received.attempt,
-            origin=str(received.address),
-            died_at=now,
-            priority=received.priority,
-        )
-        envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
-        return Outgoing(
-            received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope
-        )
-
-    def _send(self, delivery: Delivery[Any], elsewhere: Sequence[tuple[Any, Outgoing]]) -> None:
-        """Publish copies; when the last one is answered, a verdict says so."""
-        left = len(elsewhere)
-        first_error: list[BaseException] = []
-        lock = threading.Lock()
-
-        def confirmed(ticket: Any) -> None:
-            nonlocal left
-            error = ticket.exception()
-            with lock:
-                left -= 1
-                if error is not None:
-                    first_error.append(error)
-                if left:
-                    return
-            self.finish(delivery, _Confirmed(first_error[0] if first_error else None))
-
-        for via, message in elsewhere:
-            (via or self._sender).publish_pump.send(message).add_done_callback(confirmed)
 
     # -- losing, isolating, stopping -------------------------------------------------------------------------------
 
     def _lose(self, receiver: Receiver, turn: Turn) -> None:
         for received in turn.revoked:
-            delivery = self._inflight.pop(received.handle, None)
-            self._waiting.pop(received.handle, None)
-            self._endings.pop(received.handle, None)
-            self._suspects = [one for one in self._suspects if one is not delivery]
-            if self._alone is delivery:
-                self._alone = None
-            if delivery is not None and self._lanes is not None:
-                for follower in self._lanes.dropped(delivery):
-                    self._inflight.pop(follower._received.handle, None)
+            self._hand.revoked(received)
+            self._endings.forget(received.handle)
         again: list[Settlement] = []
         for received, error in turn.refused:
             if isinstance(error, LeaseLost):
@@ -683,134 +355,73 @@ class ConsumePump:
             # is still ours. It comes again soon, and what its copies need is declared again.
             self._topology.forget()
             log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
-            again.append(Release(received, COPY_RETRY))
+            if (release := self._endings.postponed(received)) is not None:
+                again.append(release)
+            else:
+                delivery = self._hand.inflight[received.handle] = Delivery(received, self)
+                self._verdicts.append((delivery, asyncio.CancelledError()))
         if again:
-            receiver.settle(again)
+            receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:
             log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
+
+    def _hold_back(self, keys: set[str | None], turn: Turn) -> list[Settlement]:
+        """Of keys whose first message comes again: what would start now behind it goes back too, in order."""
+        if not self.settings.ordered:
+            return []
+        keys.discard(None)
+        back = [delivery._received for delivery in self._hand.hold_back(keys)]
+        back += [received for received in turn.deliveries if received.key in keys]
+        turn.deliveries = [received for received in turn.deliveries if received.key not in keys]
+        return [Release(received) for received in back]
 
     def _isolate(self, receiver: Receiver) -> None:
         """
         One was handed out too often without a verdict. Give back what has not begun, wait for what runs, then run it
-        with nothing else in hand. If that killed its process before, it is the culprit and not a neighbour.
+        with nothing else in hand.
         """
-        if self._alone is not None:
+        hand, isolation = self._hand, self._hand.isolation
+        if isolation.alone is not None:
             return
-        back = self._give_back(keep=self._suspects)
-        if back:
+        if back := self._give_back(keep=isolation.suspects):
             receiver.settle(back)
-        if len(self._inflight) > len(self._suspects):
+        if len(hand.inflight) > len(isolation.suspects):
             return
-        first, others = self._suspects[0], self._suspects[1:]
-        self._suspects = [first]
-        if others:
+        first = isolation.suspects[0]
+        if others := isolation.single_out():
             receiver.settle([Release(other._received) for other in others])
             for other in others:
-                del self._inflight[other._received.handle]
+                del hand.inflight[other._received.handle]
         self._lose(receiver, receiver.flush(5.0))
-        if first._received.handle not in self._inflight:
-            self._suspects.clear()
+        if not hand.holds(first):
+            isolation.suspects.clear()
             return
-        self._alone = first
-        if self._lanes is not None:
-            self._lanes.clear()
-            self._lanes.admit(first)
+        hand.start_alone(first)
         if first._received.solo:
             times = first._received.lost
             self._verdicts.append((first, Reject(f"crashes: {times} hand-outs ended with the death of their process")))
             return
         receiver.isolate(first._received)
-        self._waiting[first._received.handle] = first
-        self._crew.start([first] if self.settings.batch is not None else first)  # type: ignore[union-attr]
+        hand.start_now([first])
 
     def _give_back(self, keep: Sequence[Delivery[Any]] = ()) -> list[Settlement]:
         """Release what no handler has begun, in the order it came."""
-        back: list[Settlement] = []
-        kept = {id(delivery) for delivery in keep}
-        followers = self._lanes.take_followers() if self._lanes is not None else set()
-        forming = {id(delivery) for delivery in self._forming}
-        not_admitted = followers | {id(delivery) for delivery in self._held}
-        self._forming, self._held = [], []
-        for handle, delivery in list(self._inflight.items()):
-            if id(delivery) in kept:
-                continue
-            unstarted = self._waiting.pop(handle, None) is delivery
-            if unstarted or id(delivery) in not_admitted or id(delivery) in forming:
-                del self._inflight[handle]
-                back.append(Release(delivery._received))
-                if self._lanes is not None and id(delivery) not in not_admitted:
-                    self._lanes.finished(delivery, again=True)
-                self._note(delivery, "released", None)
-        return back
+        back = self._hand.unbegun(keep, self._endings.give_up_waiting(keep))
+        for delivery in back:
+            self._tally.note(delivery, "released", None)
+        return [Release(delivery._received) for delivery in back]
 
     def _stopped(self, receiver: Receiver) -> bool:
         """One turn of stopping. True: nothing is left, or grace has ended."""
-        back = self._give_back(keep=[self._alone] if self._alone is not None else ())
-        if back:
+        hand = self._hand
+        hand.isolation.stop()
+        if back := self._give_back(keep=hand.isolation.suspects):
             receiver.settle(back)
-        self._suspects = [self._alone] if self._alone is not None else []
         over = time.monotonic() - self._deadline
-        if self._inflight and over >= 0 and self._crew is not None:
+        if hand.inflight and over >= 0 and self._crew is not None:
             self._crew.cancel()  # tasks end now and are released uncounted; threads go on, the broker takes theirs back
         linger = 0.0 if self.settings.window else 1.0  # for cancelled tasks to say so; a pull loop has none
-        if self._inflight and over < linger:
+        if hand.inflight and over < linger:
             return False
         self._lose(receiver, receiver.flush(5.0))
         return True
-
-    def _forget(self) -> None:
-        """The receiver is gone: so is all it handed out. Handlers that run finish, and their verdicts meet nobody."""
-        self._inflight.clear()
-        self._waiting.clear()
-        self._endings.clear()
-        self._forming = []
-        self._suspects, self._held = [], []
-        self._alone = None
-        if self._lanes is not None:
-            self._lanes.clear()
-
-    # -- telling ---------------------------------------------------------------------------------------------------
-
-    def _note(self, delivery: Delivery[Any], outcome: AttemptOutcome, error: BaseException | None) -> None:
-        counts = self.counts
-        if outcome == "done":
-            counts.done += 1
-        elif outcome == "retry":
-            counts.retried += 1
-        elif outcome == "dead":
-            counts.dead += 1
-        elif outcome == "released":
-            counts.released += 1
-        else:
-            counts.failed += 1
-        if self._observe is not None:
-            self._trace(delivery, outcome, error)
-
-    def _trace(self, delivery: Delivery[Any], outcome: AttemptOutcome, error: BaseException | None) -> None:
-        if self._observe is not None:
-            self._observe(
-                Attempt(delivery.id, self.destination.name, self.group, delivery.attempt, self._now(), outcome, error)
-            )
-
-    def _where_from(self, delivery: Delivery[Any]) -> dict[str, Any]:
-        return {"source": self.settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
-
-
-def needs(settings: Settings, can: Any, known: Sequence[str]) -> None:
-    """`CapabilityMissing` when the backend cannot do what this consumer asks for."""
-    missing = []
-    if settings.ordered and not can.order_by_key:
-        missing.append('order="key"')
-    if settings.promise == "exactly_once" and not can.atomic:
-        missing.append('promise="exactly_once"')
-    if settings.declaration.priorities > can.priorities:
-        missing.append(f"priorities={settings.declaration.priorities}")
-    if settings.live and not can.broadcast:
-        missing.append("broadcast")
-    if settings.declaration.start == "earliest" and not can.replay:
-        missing.append('start="earliest"')
-    if missing:
-        raise CapabilityMissing(
-            f"{settings.name}: {can.name} cannot do {', '.join(missing)}; run `mqkit capabilities` to see which of "
-            f"{', '.join(known)} can"
-        )

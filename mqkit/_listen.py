@@ -6,16 +6,14 @@ import logging
 import random
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mqkit._link import Link
 from mqkit._mailbox import Mailbox
 from mqkit._topology import declaration_of
 from mqkit.backends.base import Address, Received
 from mqkit.destinations import Broadcast
 from mqkit.errors import ConfigError, MqkitError, Unavailable
-
-if TYPE_CHECKING:
-    from mqkit.bus import Bus
 
 log = logging.getLogger("mqkit")
 
@@ -24,10 +22,10 @@ ROOM = 1000
 
 
 class Listening:
-    """The native listeners of one bus; each starts with its first subscriber and ends with its last."""
+    """The native listeners of one link; each starts with its first subscriber and ends with its last."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._lock = threading.Lock()
         self._listeners: dict[str, Listener] = {}
 
@@ -35,7 +33,7 @@ class Listening:
         with self._lock:
             listener = self._listeners.get(destination.name)
             if listener is None or not listener.alive:
-                listener = self._listeners[destination.name] = Listener(self._bus, destination)
+                listener = self._listeners[destination.name] = Listener(self._link, destination)
             listener.ears.add(ear)
         try:
             listener.wait_ready()
@@ -53,11 +51,14 @@ class Listening:
         if last:
             listener.close()
 
-    def close(self) -> None:
-        with self._lock:
-            listeners, self._listeners = list(self._listeners.values()), {}
-        for listener in listeners:
-            listener.close()
+
+def listening_of(link: Link) -> Listening:
+    """The one of this link, made at its first use."""
+    with link.lock:
+        if link.listening is None:
+            link.listening = Listening(link)
+        listening: Listening = link.listening
+        return listening
 
 
 class Ear:
@@ -79,10 +80,10 @@ class Ear:
 class Listener:
     """Owns the receiver of one broadcast and hands each message to every ear. A lost connection is a gap, no more."""
 
-    def __init__(self, bus: Bus, destination: Broadcast[Any]) -> None:
+    def __init__(self, link: Link, destination: Broadcast[Any]) -> None:
         self.destination = destination
         self.ears: set[Ear] = set()
-        self._bus = bus
+        self._link = link
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._error: MqkitError | None = None
@@ -124,9 +125,9 @@ class Listener:
             wait = min(10.0, wait * 2)
 
     def _listen(self) -> None:
-        backend = self._bus._opened_backend()
+        backend = self._link.backend
         declaration = declaration_of(self.destination, None, backend.capabilities.name)
-        self._bus._topology_of().ensure(backend, [Address("broadcast", self.destination.name)])
+        self._link.topology.ensure(backend, [Address("broadcast", self.destination.name)])
         receiver = self._receiver = backend.receiver(declaration, ROOM)
         try:
             self._error = None

@@ -22,8 +22,7 @@ class Mailbox:
         self._most = most
         self._overflow = overflow
         self._arrived = threading.Condition()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._event: asyncio.Event | None = None
+        self._awaiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self.closed = False
         self.dropped = 0
 
@@ -65,20 +64,22 @@ class Mailbox:
             with self._arrived:
                 if self._items or self.closed:
                     return self._items.popleft() if self._items else None
-                event = self._event = asyncio.Event()
-                self._loop = loop
+                event = asyncio.Event()
+                self._awaiting[event] = loop
             try:
                 async with asyncio.timeout_at(deadline):
                     await event.wait()
             except TimeoutError:
                 return self.take()
+            finally:
+                with self._arrived:
+                    self._awaiting.pop(event, None)
 
     def _notify(self) -> None:
-        self._arrived.notify()
-        event, loop = self._event, self._loop
-        if event is not None and loop is not None:
-            self._event = None
+        self._arrived.notify_all() if self.closed else self._arrived.notify()
+        for event, loop in self._awaiting.items():  # all of them: who finds nothing waits again
             try:
                 loop.call_soon_threadsafe(event.set)
             except RuntimeError:  # that loop is closed, and with it whoever waited
-                self._loop = None
+                continue
+        self._awaiting.clear()

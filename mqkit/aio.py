@@ -37,6 +37,18 @@ async def _threaded(function: Callable[A, R], /, *args: A.args, **kwargs: A.kwar
     return await asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args, **kwargs))
 
 
+async def _begun(begin: Callable[[], object], undo: Callable[[], object]) -> None:
+    """As `_threaded(begin)`; a caller who is cancelled meanwhile has begun nothing."""
+    loop = asyncio.get_running_loop()
+    beginning = loop.run_in_executor(None, begin)
+    try:
+        await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        # A thread cannot be stopped: what it has begun by then is ended when it is done.
+        beginning.add_done_callback(lambda done: done.exception() or loop.run_in_executor(None, undo))
+        raise
+
+
 class AsyncBus:
     """The same bus, its blocking verbs awaitable. May be used from several event loops."""
 
@@ -130,6 +142,7 @@ class AsyncBus:
 
     async def close(self, *, timeout: float = 10.0) -> None:
         """As `Bus.close`."""
+        self._bus.refuse_in_handler("aio.close")
         await _threaded(self._bus.close, timeout=timeout)
 
     async def __aenter__(self) -> AsyncBus:
@@ -145,7 +158,7 @@ class AsyncBus:
     ) -> AsyncIterator[Worker]:
         """As `Bus.worker`; `async def` handlers run on the calling loop."""
         worker = Worker(self._bus, only=only, grace=grace, loop=asyncio.get_running_loop())
-        await _threaded(worker.start)
+        await _begun(worker.start, worker.stop)
         try:
             yield worker
         finally:
@@ -202,7 +215,7 @@ class AsyncSubscription(Generic[T]):
         return await self._receive(max, timeout)
 
     async def _receive(self, max: int, timeout: float | None) -> list[Delivery[T]]:
-        await _threaded(self._inner.open)
+        await _begun(self._inner.open, self._inner.close)
         taken: list[Delivery[T]] = []
         mailbox = self._inner.mailbox
         while len(taken) < max:
@@ -212,8 +225,8 @@ class AsyncSubscription(Generic[T]):
             delivery = self._inner.accepted(item)
             if delivery is not None:
                 taken.append(delivery)
-        if not taken and self._inner.closed:
-            raise Closed(f"{self._inner!r} is closed")
+        if not taken:
+            self._inner.check()
         return taken
 
     async def __aiter__(self) -> AsyncIterator[Delivery[T]]:
@@ -225,7 +238,7 @@ class AsyncSubscription(Generic[T]):
                 return
 
     async def __aenter__(self) -> AsyncSubscription[T]:
-        await _threaded(self._inner.open)
+        await _begun(self._inner.open, self._inner.close)
         return self
 
     async def __aexit__(self, *_: object) -> None:

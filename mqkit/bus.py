@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
-import sys
-import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mqkit import config
 from mqkit._clock import Clock, SystemClock
-from mqkit._consume import Settings
-from mqkit._listen import Listening
-from mqkit._outgoing import forwarded, outgoing
+from mqkit._link import Link
+from mqkit._outgoing import forwarded
 from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
-from mqkit._registry import backend_for, known_schemes
+from mqkit._registry import known_schemes
+from mqkit._settings import Settings
 from mqkit._ticket import Ticket
-from mqkit._topology import Mode, Topology, declaration_of
+from mqkit._topology import Mode
 from mqkit._url import Url
 from mqkit.aio import AsyncBus
-from mqkit.backends.base import Address, Admin, Backend, Outgoing
+from mqkit.backends.base import Address, Admin, Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
-from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, NotFound, PublishFailed
+from mqkit.errors import BlockingCall, ConfigError, PublishFailed
 from mqkit.handlers import Handlers, Provider, Registration
 from mqkit.health import Health
-from mqkit.message import Message, PublishOptions
+from mqkit.message import Message, PublishOptions, current
 from mqkit.patterns.dead_letter import DeadLetters
 from mqkit.patterns.retry import Retry
 from mqkit.subscription import Subscription
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = TypeVar("P")
-
-AT_EXIT = 5.0  # seconds an open bus may take to close when the interpreter ends
 
 
 class Bus(Handlers):
@@ -81,27 +76,14 @@ class Bus(Handlers):
             raise ConfigError(f"Bus(overflow={overflow!r}) must be one of {', '.join(OVERFLOWS)}")
         if not isinstance(buffer, int) or buffer < 1:
             raise ConfigError(f"Bus(buffer={buffer!r}) must be a whole number, 1 or more")
-        self.name = check_name(name, "bus")
+        self.name = name = check_name(name, "bus")
         self._url = url
-        self._declare: Mode = declare
-        self._buffer = buffer
-        self._overflow: Overflow = overflow
-        self._clock: Clock = clock or SystemClock()
-        self._settings: config.BusConfig | None = None
-        self._backend: Backend | None = None
+        self._options: dict[str, Any] = {
+            "mode": declare, "buffer": buffer, "overflow": overflow, "clock": clock or SystemClock(),
+        }  # fmt: skip
         self._aio: AsyncBus | None = None
-        self._pid = os.getpid()
-        self._reset()
+        self._link = Link(name, url, **self._options)
         _buses.add(self)
-
-    def _reset(self) -> None:
-        self._lock = threading.RLock()
-        self._pump: PublishPump | None = None
-        self._topology: Topology | None = None
-        self._closed = False
-        self._workers: list[Worker] = []
-        self._subscriptions: weakref.WeakSet[Subscription[Any]] = weakref.WeakSet()
-        self._listening: Listening | None = None
 
     def __repr__(self) -> str:
         shown = "" if self._url is None else f" {_shown(self._url)}"
@@ -130,10 +112,10 @@ class Bus(Handlers):
         """
         if asyncio._get_running_loop() is not None:
             self.blocking("publish")
-        message = self.prepare(to, payload, options)
+        message = self._link.prepare(to, payload, options)
         if (native := options.get("native")) is not None:
-            return self._publish_within(message, native)
-        pump = self._pump or self.publish_pump
+            return self._link.publish_within(message, native)
+        pump = self._link.pump or self._link.publish_pump
         return wait_for_ticket(pump.send(message), timeout, pump.trouble)
 
     def publish_soon(self, to: Destination[P], payload: P, **options: Unpack[PublishOptions]) -> Future[str]:
@@ -142,10 +124,10 @@ class Bus(Handlers):
 
         Order is kept. What fails is raised again by the next `flush` or `close`, so the future may be dropped.
         """
-        message = self.prepare(to, payload, options)
+        message = self._link.prepare(to, payload, options)
         if options.get("native") is not None:
             raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
-        pump = self._pump or self.publish_pump
+        pump = self._link.pump or self._link.publish_pump
         return pump.send_soon(message, on_loop=asyncio._get_running_loop() is not None)
 
     def publish_many(
@@ -160,15 +142,15 @@ class Bus(Handlers):
         self.blocking("publish_many")
         if options.get("id") is not None:
             raise ConfigError("publish_many gives each message its own id; use publish(id=...)")
-        messages = [self.prepare(to, payload, options) for payload in payloads]
+        messages = [self._link.prepare(to, payload, options) for payload in payloads]
         tickets = self.publish_pump.send_many(messages)
         return self._outcomes(tickets, messages, time.monotonic() + timeout)
 
     def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
         """Send a message on: body, headers, key and id untouched. Raises as `publish`."""
         self.blocking("forward")
-        self._note(to)
-        copy = forwarded(to, message, self._opened_backend().capabilities)
+        self._link.note(to)
+        copy = forwarded(to, message, self._link.backend.capabilities)
         return wait_for_ticket(self.publish_pump.send(copy), timeout, self.publish_pump.trouble)
 
     def flush(self, *, timeout: float = 30.0) -> None:
@@ -180,8 +162,8 @@ class Bus(Handlers):
             TimedOut: Some are not answered yet; they are still being sent.
         """
         self.blocking("flush")
-        if self._pump is not None:
-            self._pump.flush(timeout)
+        if self._link.pump is not None:
+            self._link.pump.flush(timeout)
 
     # -- pulling ---------------------------------------------------------------------------------------------------
 
@@ -252,9 +234,10 @@ class Bus(Handlers):
             TopologyMismatch: One exists with other options. NotFound: with declare="check", one is missing.
         """
         self.blocking("declare")
+        link = self._link
         for destination in destinations:
-            self._note(destination)
-        self._topology_of().ensure(self._opened_backend(), [one.address for one in destinations])
+            link.note(destination)
+        link.topology.ensure(link.backend, [one.address for one in destinations])
 
     def dead_letters(self, of: Destination[T], *, group: str | None = None) -> DeadLetters[T]:
         """The dead letters of a queue, or of one group of a topic."""
@@ -262,8 +245,8 @@ class Bus(Handlers):
             raise ConfigError(f"dead_letters({of!r}): a broadcast is at most once and has none")
         if (group is None) == isinstance(of, Topic):
             raise ConfigError(f"dead_letters({of!r}): group= names the group of a topic, and a queue has none")
-        self._note(of, group)
-        return DeadLetters(self, of.address._replace(group=group or ""))
+        self._link.note(of, group)
+        return DeadLetters(self, of.address._replace(group=group or ""), of.partitions)
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 
@@ -276,38 +259,35 @@ class Bus(Handlers):
             Unavailable: No connection within `timeout` seconds.
         """
         self.blocking("open")
-        with self._lock:
-            self._closed = False
+        self._link.reopen()
         self._check()
-        self.publish_pump.wait_connected(timeout)
+        self._link.publish_pump.wait_connected(timeout)
 
     def close(self, *, timeout: float = 10.0) -> None:
         """
-        Flush, then let go of every connection. Safe to repeat. Later use raises `Closed`; `open` reopens.
+        End workers and subscriptions, flush, let go of every connection. Safe to repeat; `open` reopens.
+
+        Handlers that run may finish, and publish, within the timeout (or their worker's grace, if that is shorter); then
+        what is queued is sent. Later use raises `Closed`.
 
         Raises:
             TimedOut: Accepted publishes are undelivered after `timeout` seconds, and lost with this process.
             PublishFailed: What `publish_soon` sent since the last flush was refused.
+            BlockingCall: The calling thread runs an event loop, or is a handler of this bus, for which it would wait.
+            Whatever a `per="worker"` provider raised at its end, when all the rest was closed.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            workers, pump, listening = list(self._workers), self._pump, self._listening
-            self._pump = self._listening = None
-        for worker in workers:
-            worker.stop()
-        for subscription in list(self._subscriptions):
-            subscription.close()
-        if listening is not None:
-            listening.close()
-        try:
-            if pump is not None:
-                pump.close(timeout)
-        finally:
-            if self._backend is not None:
-                self._backend.close()
-            self._topology = None
+        self.blocking("close")
+        self.refuse_in_handler("close")
+        self._link.close(timeout)
+
+    def refuse_in_handler(self, verb: str) -> None:
+        delivery = current.get()
+        if delivery is not None and any(
+            user.handles(delivery) for user in self._link.users if isinstance(user, Worker)
+        ):
+            raise BlockingCall(
+                f"bus.{verb} in a handler would wait for that handler; let it return, and end the bus where its worker was started"
+            )
 
     def __enter__(self) -> Bus:
         self.open()
@@ -341,22 +321,25 @@ class Bus(Handlers):
         """A snapshot without I/O, for probes."""
         reasons: list[str] = []
         live = ready = True
-        pump = self._pump
-        if pump is None:
+        pump, users = self._link.pump, list(self._link.users)
+        if pump is None and not users:
             ready = False
-            reasons.append("closed" if self._closed else "not open")
-        elif trouble := pump.trouble():
+            reasons.append("closed" if self._link.state == "closed" else "not open")
+        elif pump is not None and (trouble := pump.trouble()):
             ready = False
             reasons.append(f"publishing: {trouble}")
         if pump is not None and not pump.alive:
             live = False
             reasons.append("publishing: its thread has died")
-        for worker in list(self._workers):
-            if worker.starting:
+        for user in users:
+            if user.starting:
                 ready = False
                 reasons.append("consuming: starting")
-            for consumer in worker.consumers:
-                if consumer.state != "running":
+            for consumer in user.consumers:
+                if not consumer.alive:
+                    live = ready = False
+                    reasons.append(f"{consumer.settings.name}: its thread has died")
+                elif consumer.state != "running":
                     ready = False
                     reasons.append(f"{consumer.settings.name}: {consumer.state}")
                 if stuck := consumer.stuck():
@@ -373,28 +356,17 @@ class Bus(Handlers):
     # -- for the parts of mqkit ------------------------------------------------------------------------------------
 
     @property
+    def link(self) -> Link:
+        return self._link
+
+    @property
     def publish_pump(self) -> PublishPump:
-        pump = self._pump
-        if pump is None:
-            with self._lock:
-                backend, topology = self._opened_backend(), self._topology_of()
-                pump = self._pump
-                if pump is None:
-                    pump = self._pump = PublishPump(
-                        backend, topology, buffer=self._buffer, overflow=self._overflow, name=self.name
-                    )
-        return pump
+        return self._link.publish_pump
 
     def prepare(
         self, to: Destination[Any], payload: Any, options: Mapping[str, Any], *, id: str = "", staged: bool = False
     ) -> Outgoing:
-        """Encode and check one message of a destination this bus knows from now on."""
-        if staged and options.get("native") is not None:
-            raise ConfigError("delivery.publish takes no native=: a staged message is sent with the settlement")
-        backend = self._backend if self._backend is not None and not self._closed else self._opened_backend()
-        if self._topology is None or not self._topology.knows(to):
-            self._note(to)
-        return outgoing(to, payload, options, backend.capabilities, id=id)
+        return self._link.prepare(to, payload, options, id=id, staged=staged)
 
     def blocking(self, verb: str) -> None:
         """Raises `BlockingCall` when the calling thread runs an event loop."""
@@ -405,52 +377,17 @@ class Bus(Handlers):
 
     def admin_of(self, address: Address) -> Admin:
         """An admin, after what `address` needs was declared."""
-        backend = self._opened_backend()
-        self._topology_of().ensure(backend, [address])
-        return backend.admin()
-
-    def _note(self, to: Destination[Any], group: str | None = None) -> None:
-        if not isinstance(to, Destination):
-            raise ConfigError(f"{to!r} is not a destination; declare Queue, Topic or Broadcast once and pass that")
-        topology, backend = self._topology_of(), self._opened_backend()
-        topology.note(to, backend.capabilities.name)
-        if to.priorities > backend.capabilities.priorities:
-            raise CapabilityMissing(f"{to!r} declares priorities, and {backend.capabilities.name} has none")
-        if group is not None and to.declare:
-            topology.note_source(declaration_of(to, check_name(group, "group"), backend.capabilities.name), weak=True)
-
-    def _opened_backend(self) -> Backend:
-        if self._backend is not None and not self._closed:
-            return self._backend
-        with self._lock:
-            if self._closed:
-                raise Closed(f"{self!r} is closed; open() it again before using it")
-            if self._backend is None:
-                self._settings = config.load(self.name, self._url)
-                self._backend = backend_for(Url.parse(self._settings.url), self._clock)
-            return self._backend
-
-    def _topology_of(self) -> Topology:
-        topology = self._topology
-        if topology is None:
-            with self._lock:
-                if self._topology is None:
-                    self._topology = Topology(self._declare)
-                topology = self._topology
-        return topology
+        return self._link.admin_of(address)
 
     def _overrides(self, registration: Registration) -> config.Overrides:
-        self._opened_backend()
-        assert self._settings is not None
-        return self._settings.on.get(registration.name, config.Overrides())
+        return self._link.settings.on.get(registration.name, config.Overrides())
 
     def _check(self) -> list[tuple[Registration, dict[Any, Provider], Any, Settings]]:
         """Every registration with its settings; raises for what this backend cannot do and for unknown overrides."""
-        backend = self._opened_backend()
+        backend, settings = self._link.backend, self._link.settings
         entries = self._collected()
-        assert self._settings is not None
         names = {registration.name for registration, _, _ in entries}
-        for source in self._settings.on:
+        for source in settings.on:
             if entries and source not in names:
                 raise ConfigError(
                     f'settings of bus {self.name!r} name the handler "{source}", which is not registered (registered: '
@@ -461,24 +398,9 @@ class Bus(Handlers):
             for registration, providers, middlewares in entries
         ]
 
-    def _listen(self) -> Listening:
-        with self._lock:
-            if self._listening is None:
-                self._listening = Listening(self)
-            return self._listening
-
     def _open_for_registration(self) -> None:
-        if self._workers:
+        if any(isinstance(user, Worker) for user in self._link.users):
             raise ConfigError(f"{self!r} consumes already; register handlers before its worker starts")
-
-    def _publish_within(self, message: Outgoing, native: Any) -> str:
-        try:
-            self._opened_backend().publish_within(native, [message])
-        except (
-            NotFound
-        ) as exc:  # and it cannot be declared now, while that transaction may keep all others from writing
-            raise ConfigError(f"{exc}, before your transaction begins: bus.declare(...)") from exc
-        return message.id
 
     def _outcomes(
         self, tickets: Sequence[Ticket], messages: Sequence[Outgoing], deadline: float
@@ -496,15 +418,9 @@ class Bus(Handlers):
         return results
 
     def _after_fork(self) -> None:
-        """In a forked child: unopened, with new locks; what was inherited is forgotten, never closed."""
-        backend, pump = self._backend, self._pump
-        self._pid = os.getpid()
-        self._backend = None
-        self._reset()
-        if backend is not None:
-            backend.after_fork()
-        if pump is not None:
-            pump.after_fork()
+        """In a forked child: unopened; what was inherited is forgotten, never closed."""
+        self._link.orphan()
+        self._link = Link(self.name, self._url, **self._options)
 
 
 def _as_failed(message: Outgoing, error: Exception) -> PublishFailed:
@@ -524,20 +440,10 @@ def _shown(url: str) -> str:
 _buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 
 
-def _close_all() -> None:
-    for bus in list(_buses):
-        if bus._pid == os.getpid() and bus._pump is not None:
-            try:
-                bus.close(timeout=AT_EXIT)
-            except Exception as exc:  # noqa: BLE001  at interpreter exit nobody can catch it any more
-                sys.stderr.write(f"mqkit: {bus!r} at exit: {exc}\n")
-
-
 def _all_after_fork() -> None:
     for bus in list(_buses):
         bus._after_fork()
 
 
-atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_all_after_fork)

@@ -35,6 +35,7 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     reply_to: str = ""
     sent_at: float = 0.0  # epoch seconds, the sender's wall clock: information only, nothing is decided by it
     attempt: int = 1  # where the backend keeps no attempts of its own, the copy carries the number
+    since: float = 0.0  # and the moment of the first failure, by the backend's clock; 0 before there was one
     dead: Dead | None = None
 
 

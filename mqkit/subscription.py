@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from mqkit._consume import ConsumePump, Settings, needs
-from mqkit._listen import Ear
+from mqkit._consume import ConsumePump
+from mqkit._listen import Ear, listening_of
 from mqkit._mailbox import Mailbox
 from mqkit._registry import known_schemes
+from mqkit._settings import Settings, needs
 from mqkit._topology import source_declaration
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
 from mqkit.errors import Closed, ConfigError, Unavailable, Undecodable
@@ -59,6 +60,7 @@ class Subscription(Generic[T]):
         if match is not None and not isinstance(source, Broadcast):
             raise ConfigError(f"subscription({source!r}, match={match!r}): patterns are for broadcasts")
         self._bus = bus
+        self._link = bus.link
         self._source = source
         self._lock = threading.Lock()
         self._pump: ConsumePump | None = None
@@ -77,6 +79,8 @@ class Subscription(Generic[T]):
             Unavailable: The source could not be opened.
         """
         self._bus.blocking("subscription(...).receive")
+        if not isinstance(max, int) or max < 1:
+            raise ConfigError(f"receive(max={max!r}): a whole number, 1 or more")
         self.open()
         deadline = time.monotonic() + timeout
         taken: list[Delivery[T]] = []
@@ -87,8 +91,8 @@ class Subscription(Generic[T]):
             delivery = self.accepted(item)
             if delivery is not None:
                 taken.append(delivery)
-        if not taken and self._closed:
-            raise Closed(f"{self!r} is closed")
+        if not taken:
+            self.check()
         return taken
 
     def __iter__(self) -> Iterator[Delivery[T]]:
@@ -121,28 +125,60 @@ class Subscription(Generic[T]):
             if self._closed:
                 return
             self._closed = True
+        if self._link.state == "forked":
+            return  # the thread and the deliveries are the parent's
         self._mailbox.close()
         if self._pump is not None:
             self._pump.stop(0.0)
             self._pump.join(10.0)
         if self._listener is not None and self._ear is not None:
-            self._bus._listen().remove(self._listener, self._ear) if not self._bus._closed else self._listener.close()
+            listening_of(self._link).remove(self._listener, self._ear)
+        self._link.leave(self)
 
     # -- for the awaitable twin ------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Begin to take (or listen); returns when the source is open. Blocks."""
         with self._lock:
-            if self._closed:
-                raise Closed(f"{self!r} is closed")
+            self.check()
             if self._pump is not None or self._listener is not None:
                 return
-            self._bus._note(self._source)
-            if self._ear is not None and isinstance(self._source, Broadcast):
-                self._listener = self._bus._listen().add(self._source, self._ear)
-            else:
-                self._pump = self._start()
-            self._bus._subscriptions.add(self)
+            self._link.note(self._source)
+            self._link.join(self)
+            try:
+                if self._ear is not None and isinstance(self._source, Broadcast):
+                    self._listener = listening_of(self._link).add(self._source, self._ear)
+                else:
+                    self._pump = self._start()
+            except BaseException:
+                self._link.leave(self)
+                raise
+
+    def check(self) -> None:
+        """
+        Raises:
+            Closed: This subscription or its bus was closed, or belongs to the parent of this process.
+            StoreDamaged, Denied, ...: Why the source cannot be taken from any more, if waiting would not help.
+        """
+        if self._closed:
+            raise Closed(f"{self!r} is closed")
+        self._link.check()
+        if self._pump is not None and self._pump.failed is not None:
+            raise self._pump.failed
+
+    # -- for the link ----------------------------------------------------------------------------------------------
+
+    starting = False
+
+    @property
+    def consumers(self) -> list[ConsumePump]:
+        return [self._pump] if self._pump is not None else []
+
+    def end(self, timeout: float) -> None:
+        del timeout  # nothing is waited for but the thread
+        self.close()
+
+    # -- for the awaitable twin ------------------------------------------------------------------------------------
 
     @property
     def mailbox(self) -> Mailbox:
@@ -194,9 +230,9 @@ class Subscription(Generic[T]):
         )
 
     def _start(self) -> ConsumePump:
-        bus, settings = self._bus, self._settings
+        link, settings = self._link, self._settings
         assert settings is not None
-        backend = bus._opened_backend()
+        backend = link.backend
         address = settings.declaration.address
         declaration = source_declaration(
             self._source,
@@ -208,8 +244,8 @@ class Subscription(Generic[T]):
         settings = msgspec.structs.replace(settings, declaration=declaration)
         needs(settings, backend.capabilities, known_schemes())
         if self._source.declare:
-            bus._topology_of().note_source(declaration)
-        pump = ConsumePump(settings, backend, bus._topology_of(), bus, None)
+            link.topology.note_source(declaration)
+        pump = ConsumePump(settings, backend, link.topology, link, None)
         pump.start(_Hands(self._mailbox))
         deadline = time.monotonic() + START
         while not pump.running.wait(0.02):

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mqkit._call import Call, compile_call, is_async
-from mqkit._consume import Attempt, ConsumePump, Settings, needs
+from mqkit._consume import ConsumePump
 from mqkit._crew import Crew, LoopTasks, Threads
 from mqkit._provide import recipe_for
+from mqkit._settings import Settings, needs
+from mqkit._stopping import stopping
 from mqkit._topology import source_declaration
+from mqkit._trace import Attempt
 from mqkit.backends.base import Backend
 from mqkit.destinations import Destination
-from mqkit.errors import ConfigError, Unavailable
+from mqkit.errors import BlockingCall, ConfigError, TimedOut, Unavailable
 from mqkit.handlers import Provider, Registration, same_source_twice
+from mqkit.message import Delivery, current
 from mqkit.patterns.retry import Retry
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mqkit")
 
+LONGEST = 86_400.0  # seconds of grace, a day
 START = 10.0  # seconds a worker waits for its sources to open
-ECHO = 0.5  # seconds in which a second signal is the first one again, sent to the process and to its group
+LAST = 10.0  # seconds asynchronous providers may take to end
 EXTRA = 2.0  # seconds beyond grace for settling and closing
 
 
@@ -51,9 +54,10 @@ class Worker:
         loop: asyncio.AbstractEventLoop | None,
         observe: Callable[[Attempt], None] | None = None,
     ) -> None:
-        if not grace >= 0:
-            raise ConfigError(f"grace={grace!r}: seconds, 0 or more")
+        if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace <= LONGEST:
+            raise ConfigError(f"grace={grace!r}: a number of seconds from 0 to {LONGEST:g}")
         self._bus = bus
+        self._link = bus.link
         self._only = only
         self._grace = grace
         self._loop = loop
@@ -62,7 +66,8 @@ class Worker:
         self._stack = ExitStack()
         self._astack = AsyncExitStack()
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopping = False
+        self._ended = threading.Event()
         self._crews: list[tuple[ConsumePump, Crew]] = []
         self.consumers: list[ConsumePump] = []
         self.starting = True  # not every source is open yet
@@ -74,11 +79,10 @@ class Worker:
             CapabilityMissing: The backend cannot do what a handler asks for.
             Unavailable, Denied, TopologyMismatch: A source cannot be opened.
         """
-        bus = self._bus
-        entries = self._chosen(bus._check())
-        bus._workers.append(self)
+        entries = self._chosen(self._bus._check())
+        self._link.join(self)
         try:
-            bus.publish_pump.wait_connected(START)
+            self._link.publish_pump.wait_connected(START)
             self._build(entries, self._loop_for([registration for registration, *_ in entries]))
             for consumer, crew in self._crews:
                 consumer.start(crew)
@@ -89,24 +93,52 @@ class Worker:
             raise
 
     def stop(self, *, grace: float | None = None) -> None:
-        """Stop fetching, let handlers finish within grace, settle, leave worker providers. Safe to repeat."""
-        with self._lock:
-            if self._stopped:
-                return
-            self._stopped = True
+        """
+        Stop fetching, let handlers finish within grace, settle, leave worker providers. Safe to repeat.
+
+        Raises:
+            BlockingCall: A handler of this worker calls, for which it would wait.
+            TimedOut: An asynchronous provider did not end; or whatever a provider raised at its end.
+        """
+        delivery = current.get()
+        if delivery is not None and self.handles(delivery):
+            raise BlockingCall(
+                "stopping a worker in one of its handlers would wait for that handler; let it return first"
+            )
+        if self._link.state == "forked":
+            return  # threads, deliveries and provided values are the parent's
         grace = self._grace if grace is None else grace
+        with self._lock:
+            second, self._stopping = self._stopping, True
+        if second:
+            self._ended.wait(grace + EXTRA)
+            return
+        try:
+            self._stop_consumers(grace)
+        finally:
+            self._link.leave(self)
+            try:
+                if self._own_loop is not None:
+                    self._own_loop.close(self._astack.aclose())
+            finally:
+                self._ended.set()
+                self._stack.close()
+
+    def end(self, timeout: float) -> None:
+        """`stop` by the link, whose time may be shorter than the grace."""
+        self.stop(grace=min(self._grace, max(0.0, timeout - EXTRA)))
+
+    def handles(self, delivery: Delivery[Any]) -> bool:
+        """Is it in the hands of one of its handlers?"""
+        return any(delivery._holder is consumer for consumer in self.consumers)
+
+    def _stop_consumers(self, grace: float) -> None:
         deadline = time.monotonic() + grace + EXTRA
         for consumer in self.consumers:
             consumer.stop(grace)
         for consumer in self.consumers:
             if not consumer.join(max(0.1, deadline - time.monotonic())):
                 log.error("consumer.does_not_end", extra={"source": consumer.settings.name})
-        with contextlib.suppress(ValueError):
-            self._bus._workers.remove(self)
-        if self._own_loop is not None:
-            self._own_loop.run(self._astack.aclose(), 10.0)
-            self._own_loop.close()
-        self._stack.close()
 
     async def astop(self) -> None:
         """`stop` for a worker on the caller's loop: the loop goes on, so that tasks can finish."""
@@ -127,6 +159,8 @@ class Worker:
                 "bus to a module of its own"
             )
         if self._only is not None:
+            if isinstance(self._only, str) or not self._only:
+                raise ConfigError(f"only={self._only!r}: a list of destinations or names, one at least")
             wanted = {one if isinstance(one, str) else one.name for one in self._only}
             chosen = [entry for entry in entries if {entry[0].name, entry[0].source.name} & wanted]
             known = {entry[0].name for entry in entries} | {entry[0].source.name for entry in entries}
@@ -135,6 +169,13 @@ class Worker:
             entries = chosen
         if twice := same_source_twice(entry[0] for entry in entries):
             raise ConfigError(f"{twice} has two handlers on {self._bus!r}; they would take each other's messages")
+        working = {
+            consumer.settings.name for user in self._link.users for consumer in user.consumers if user is not self
+        }
+        if busy := working & {entry[0].name for entry in entries}:
+            raise ConfigError(
+                f"{sorted(busy)[0]} is consumed with {self._bus!r} already; stop that first, or use another bus"
+            )
         return entries
 
     def _loop_for(self, registrations: list[Registration]) -> asyncio.AbstractEventLoop | None:
@@ -144,13 +185,12 @@ class Worker:
         return self._own_loop.loop
 
     def _build(self, entries: list[Any], loop: asyncio.AbstractEventLoop | None) -> None:
-        bus = self._bus
-        backend = bus._opened_backend()
+        bus, link = self._bus, self._link
         values: dict[int, Any] = {}
         for registration, providers, middlewares, settings in entries:
             given = {**_always(bus), **self._worker_values(providers, values, loop)}
             call = compile_call(registration, providers, middlewares, given)
-            pump = ConsumePump(settings, backend, bus._topology_of(), bus, self._observe)
+            pump = ConsumePump(settings, link.backend, link.topology, link, self._observe)
             self.consumers.append(pump)
             self._crews.append((pump, self._crew(call, pump, registration, settings, loop)))
 
@@ -215,7 +255,7 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
     """A registration with defaults and per-environment settings filled in, checked against the backend."""
     source = registration.source
     overrides = bus._overrides(registration)
-    bus._note(source)
+    bus.link.note(source)
     declaration = source_declaration(
         source, registration.group, backend.capabilities.name, order=registration.order, start=registration.start
     )
@@ -241,7 +281,7 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
             f"mqkit.native for {backend.capabilities.name} with retain=seconds"
         )
     if source.declare:
-        bus._topology_of().note_source(declaration)
+        bus.link.topology.note_source(declaration)
     return settings
 
 
@@ -262,15 +302,21 @@ class _LoopThread:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def run(self, coroutine: Any, timeout: float) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5.0)
-        if not self._thread.is_alive():
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Run one more coroutine, then end the loop whatever became of it. Raises `TimedOut`, or what it raised."""
+        future = asyncio.run_coroutine_threadsafe(last, self.loop)
+        try:
+            future.result(LAST)
+        except TimeoutError as exc:
+            if future.done():
+                raise  # it is the coroutine's own
+            raise TimedOut(f"asynchronous providers did not end within {LAST:g} s") from exc
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(5.0)
+            if not self._thread.is_alive():
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+                self.loop.close()
 
 
 def run(*buses: Bus, only: Sequence[str | Destination[Any]] | None = None, grace: float = 30.0) -> None:
@@ -279,45 +325,28 @@ def run(*buses: Bus, only: Sequence[str | Destination[Any]] | None = None, grace
 
     A second signal ends the process at once.
     """
+    if not buses:
+        raise ConfigError("run() needs a bus")
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError(
             "run() installs signal handlers and belongs to the main thread; use `with bus.worker():` elsewhere"
         )
-    stop = threading.Event()
-    first = 0.0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if not stop.is_set():
-            first = time.monotonic()
-            stop.set()
-        elif time.monotonic() - first > ECHO:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    for bus in buses:
+        bus.blocking("run")
     workers = [Worker(bus, only=only, grace=grace, loop=None) for bus in buses]
-    try:
+    with stopping() as stop, ExitStack() as ends:
         for bus in buses:
-            bus.blocking("run")
+            ends.callback(bus.close)
+        ends.callback(_stop_all, workers)
         for worker in workers:
             worker.start()
         while not stop.wait(0.5):  # a bounded wait: signals reach a waiting main thread on every platform
             pass
-    finally:
-        try:
-            _stop_all(workers)
-            for bus in buses:
-                bus.close()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _stop_all(workers: Sequence[Worker]) -> None:
-    """Together, so that grace counts once and not per bus."""
-    threads = [threading.Thread(target=worker.stop) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    """Together, so that grace counts once and not per bus. Raises the first thing that went wrong."""
+    with ThreadPoolExecutor(len(workers), "mqkit-stop") as pool:
+        ends = [pool.submit(worker.stop) for worker in workers]
+    for end in ends:
+        end.result()

@@ -73,12 +73,14 @@ class MemoryBackend(Backend):
             atomic=True,
             order_by_key=True,
             delay=float("inf"),
+            release=float("inf"),
             delay_resolution=0.001,
             ttl=True,
             priorities=255,
             replay=True,
             broadcast=True,
             counts_deliveries=True,
+            lost="exact",
             lease=None,
             wake=0.0,
             max_body=options.max_body,
@@ -350,7 +352,7 @@ class Broker:
             else:
                 if topic.waiting:
                     self.tick(address, self.clock.now())
-                self._fan_out(topic, message)
+                self._fan_out(topic, message, self.clock.now())
         else:
             raise NotFound(f"{address} does not exist on {self!r}")
 
@@ -364,7 +366,8 @@ class Broker:
         """Under the lock: what a topic's publishers delayed and is due goes to its groups."""
         topic = self.topics.get(address.name) if address.kind == "topic" else None
         while topic is not None and topic.waiting and topic.waiting[0][0] <= now:
-            self._fan_out(topic, heapq.heappop(topic.waiting)[2])
+            due, _, message = heapq.heappop(topic.waiting)
+            self._fan_out(topic, message, due)
 
     def next_due(self, address: Address) -> float | None:
         topic = self.topics.get(address.name) if address.kind == "topic" else None
@@ -430,8 +433,8 @@ class Broker:
         if topic is not None:
             topic.groups[address.group] = source
             if declaration.start == "earliest":
-                for _, message in topic.retained:
-                    self._store(source, message)
+                for at, message in topic.retained:
+                    self._store(source, message, at)
 
     def delete(self, address: Address) -> None:
         """Under the lock."""
@@ -452,22 +455,24 @@ class Broker:
             if source is not None:
                 self._wake_idle([source])
 
-    def _fan_out(self, topic: Topic, message: Outgoing) -> None:
+    def _fan_out(self, topic: Topic, message: Outgoing, at: float) -> None:
         for source in topic.groups.values():
-            self._store(source, message, delayed=False)
+            self._store(source, message, at)
         if topic.retain:
-            now = self.clock.now()
-            topic.retained.append((now, message))
-            while topic.retained and topic.retained[0][0] < now - topic.retain:
+            topic.retained.append((at, message))
+            while topic.retained and topic.retained[0][0] < at - topic.retain:
                 topic.retained.popleft()
 
-    def _store(self, source: Source, message: Outgoing, *, delayed: bool = True) -> None:
+    def _store(self, source: Source, message: Outgoing, at: float | None = None) -> None:
+        """`at` is when it reached the topic, if it came by one; its delay is over then."""
         expires, due, now = None, 0.0, 0.0
         if message.delay or message.ttl is not None or source.waiting:
             now = self.clock.now()
             source.promote(now)
-            due = now + message.delay if delayed and message.delay else 0.0
-            expires = max(now, due) + message.ttl if message.ttl is not None else None
+            if at is None:
+                due = now + message.delay if message.delay else 0.0
+                at = max(now, due)
+            expires = at + message.ttl if message.ttl is not None else None
         source.put(Stored(next(source.places), message, message.envelope.attempt, expires, due), now)
 
     def _wake_idle(self, sources: Iterable[Source]) -> None:

@@ -57,7 +57,7 @@ def referenced(url: str) -> str:
 
 
 def backend_of(bus: Bus) -> Backend:
-    return bus._opened_backend()
+    return bus.link.backend
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mqkit._stopping import stopping
 from mqkit.cli import _exit
 from mqkit.cli._lifeline import STALE, Reports
 from mqkit.cli._reload import Snapshot, changed, snapshot
-from mqkit.cli._signals import stopping
 from mqkit.health import Health
 
 log = logging.getLogger("mqkit")

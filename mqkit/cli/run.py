@@ -62,7 +62,7 @@ def run(
 def health_of(bus: Bus) -> Health:
     """As `Bus.health`, but a bus that is to consume and does not yet is not ready."""
     health = bus.health()
-    if bus._workers or not health.ready:
+    if bus.link.users or not health.ready:
         return health
     return Health(health.live, False, [*health.reasons, "not consuming yet"])
 
@@ -82,7 +82,7 @@ def bus_of(target: str, session: Session) -> Bus:
     if session.name is not None and session.name != bus.name:
         raise ConfigError(f"--name {session.name}: {target} is the bus {bus.name!r}")
     if session.url is not None:
-        if bus._url is not None:
+        if bus.link.url is not None:
             raise ConfigError(f"--url: {target} names its URL itself; write Bus() there to choose it from outside")
         os.environ[config.variable_of(bus.name)] = session.resolved_url() or ""
     return bus

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
+from mqkit._stopping import stopping
 from mqkit.backends.base import Address, Admin, Depth
 from mqkit.cli import _exit
 from mqkit.cli._output import console, table_of
 from mqkit.cli._session import Session, admin_of, require
-from mqkit.cli._signals import stopping
 from mqkit.cli._target import address_of
 
 COLUMNS = ("source", "ready", "inflight", "delayed", "dead")

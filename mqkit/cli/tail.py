@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from mqkit._stopping import stopping
 from mqkit.backends.base import Address, Admin, Backend, Declaration, Done, Received, Start
 from mqkit.cli import _exit
 from mqkit.cli._output import body_text, record_of
 from mqkit.cli._session import Session, admin_of, backend_of, require
-from mqkit.cli._signals import stopping
 from mqkit.cli._target import address_of
 from mqkit.errors import TopologyMismatch
 from mqkit.message import message_of

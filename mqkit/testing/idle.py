@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from mqkit._consume import Attempt
+from mqkit._trace import Attempt
 from mqkit.backends.base import Address, Depth
 from mqkit.bus import Bus
 from mqkit.errors import ConfigError, TimedOut
@@ -86,17 +86,17 @@ def _idle(bus: Bus, worker: Worker) -> bool:
         return False
     handled = {consumer.settings.declaration.address for consumer in worker.consumers}
     depths = [depth for depth in _depths(bus) if depth.address in handled or _feeds(depth.address, handled)]
-    clock = bus._clock
+    clock = bus.link.clock
     if not isinstance(clock, VirtualClock):
         return not any(depth.ready or depth.inflight or depth.delayed for depth in depths) and not worker.busy
     forming = [consumer for consumer in worker.consumers if consumer.only_waits_for_its_batch]
     in_forming = sum(consumer.in_hand for consumer in forming)
     # What is parked behind its key waits for a message that is counted itself, or for one that is not due.
-    parked = bus._opened_backend().admin().parked()  # type: ignore[attr-defined]
+    parked = bus.link.backend.admin().parked()  # type: ignore[attr-defined]
     if sum(depth.ready + depth.inflight for depth in depths) - parked > in_forming or _working(worker):
         return False
     due = [moment for consumer in forming if (moment := consumer.next_due()) is not None]
-    if (moment := bus._opened_backend().admin().next_due()) is not None:  # type: ignore[attr-defined]
+    if (moment := bus.link.backend.admin().next_due()) is not None:  # type: ignore[attr-defined]
         due.append(moment)
     if not due:
         return True
@@ -116,7 +116,7 @@ def _feeds(address: Address, handled: set[Address]) -> bool:
 
 
 def _depths(bus: Bus) -> Sequence[Depth]:
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     try:
         return admin.describe()
     finally:
@@ -125,7 +125,7 @@ def _depths(bus: Bus) -> Sequence[Depth]:
 
 def _refuse_unhandled(bus: Bus) -> None:
     handled = {registration.name for registration, _, _ in bus._collected()}
-    known = {destination.name for destination in bus._topology_of().destinations}
+    known = {destination.name for destination in bus.link.topology.destinations}
     for depth in _depths(bus):
         address = depth.address
         if address.dead or address.kind == "broadcast" or not depth.ready:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,6 +22,14 @@ from mqkit.testing.conformance import Harness
 INSERT = """INSERT INTO mq_later(destination, due, message_id, envelope, body)
             SELECT id, 0, ?, ?, CAST(? AS BLOB) FROM mq_destination WHERE name = ?"""
 SELECT = """SELECT body FROM mq_message m JOIN mq_destination d ON m.id >> 40 = d.id WHERE d.name = ? ORDER BY m.id"""
+# Source: sqlite.org/walformat.html, "WAL Locks": eight locks, from byte 120 of the shared-memory file.
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as shared:
+    fcntl.lockf(shared, fcntl.LOCK_EX, 8, 120)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 class SqliteHarness(Harness):
@@ -58,11 +68,14 @@ class SqliteHarness(Harness):
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """Another program has the file's write lock and does not let go of it."""
+        """Another process holds every lock of the write-ahead log, so that nobody can read or write the file."""
+        command = [sys.executable, "-c", HOLD, f"{self._path}-shm"]
         with self._connected() as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield
-            db.execute("ROLLBACK")
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # there is a log as long as this is open
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+                assert holder.stdout is not None
+                assert holder.stdout.readline() == "held\n"
+                yield
 
     def denied_url(self) -> str:
         """Where the file should be stands what nobody may open as one."""

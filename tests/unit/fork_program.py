@@ -9,7 +9,7 @@ from mqkit.errors import Closed
 emails = Queue("emails", str)
 bus = Bus("memory://")
 bus.publish(emails, "before")
-lock = bus._opened_backend()._broker.lock
+lock = bus.link.backend._broker.lock
 lock.acquire()
 future = bus.publish_soon(emails, "in flight")
 

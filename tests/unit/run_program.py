@@ -12,7 +12,7 @@ stopping = threading.Event()
 @bus.on(emails)
 def handle(text: str) -> None:
     print("started", flush=True)
-    while not any(worker._stopped for worker in bus._workers):
+    while not any(worker._stopping for worker in bus.link.users):
         pass
     print("finished", flush=True)
 

@@ -24,7 +24,7 @@ emails = Queue("emails", str)
 def block(bus: Bus) -> threading.Lock:
     """Hold the memory broker, so that nothing that is published gets an answer. Release it to let it go on."""
     bus.open()
-    lock: threading.Lock = bus._opened_backend()._broker.lock  # type: ignore[attr-defined]
+    lock: threading.Lock = bus.link.backend._broker.lock  # type: ignore[attr-defined]
     lock.acquire()
     return lock
 
@@ -38,7 +38,7 @@ def bodies(bus: Bus) -> list[str]:
             for delivery in messages.receive(max=1000, timeout=0.01):
                 found.append(delivery.payload)
                 delivery.ack()
-            return all(depth.ready + depth.inflight == 0 for depth in bus._opened_backend().admin().describe())
+            return all(depth.ready + depth.inflight == 0 for depth in bus.link.backend.admin().describe())
 
         until(nothing_left)
     return found

@@ -11,6 +11,7 @@ import pytest
 
 from mqkit import Bus, Queue, Topic
 from mqkit.errors import TopologyMismatch
+from mqkit.native import MemoryTopic, SqliteTopic
 
 MakeBus = Callable[..., Bus]
 
@@ -91,7 +92,7 @@ def test_what_was_removed_before_the_first_consumer_does_not_disturb_the_order_o
     topic = words("statistics")
     bus = make_bus()
     ids = [bus.publish(topic, word) for word in ("a1", "b1", "a2", "a3", "b2")]
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     admin.replace(topic.address._replace(group="statistics"), {ids[2]: []})
     admin.close()
     bus.publish(topic, "a4")
@@ -125,3 +126,26 @@ def test_what_was_due_before_a_group_existed_does_not_reach_it(make_bus):
 
     assert handled(bus, words(), group="late") == ["after"]
     assert handled(bus, words(), group="early") == ["before", "after"]
+
+
+def test_the_time_to_live_of_a_delayed_event_counts_from_when_it_is_due(make_bus):
+    bus = make_bus()
+    bus.publish(words("everybody"), "short", delay=0.05, ttl=0.1)
+    bus.publish(words("everybody"), "long", delay=0.05, ttl=60.0)
+
+    time.sleep(0.3)  # nobody looks meanwhile
+
+    assert handled(bus, words(), group="everybody") == ["long"]
+    [letter] = bus.dead_letters(words(), group="everybody").list()
+    assert letter.reason.startswith("expired")
+
+
+def test_a_group_that_begins_with_the_earliest_does_not_wait_for_delays_that_are_over(make_bus):
+    kept = Topic("kept", str, native=(MemoryTopic(retain=60.0), SqliteTopic(retain=60.0)))
+    bus = make_bus()
+    bus.publish(kept, "delayed", delay=0.5)
+
+    time.sleep(0.6)  # nobody looks meanwhile
+    bus.publish(kept, "plain")
+
+    assert handled(bus, kept, group="late", start="earliest") == ["delayed", "plain"]

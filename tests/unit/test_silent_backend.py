@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from mqkit import Bus, Delivery, Queue, _consume
+from mqkit import Bus, Delivery, Queue, _gate
 from mqkit.backends.base import Turn
 from mqkit.backends.memory import MemoryReceiver
 
@@ -28,14 +28,14 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         return receive(self, room, timeout)
 
     monkeypatch.setattr(MemoryReceiver, "receive", stalled)
-    monkeypatch.setattr(_consume, "ANSWER", 0.3)
+    monkeypatch.setattr(_gate, "ANSWER", 0.3)
     return answering
 
 
 @pytest.fixture
 def bus() -> Bus:
     bus = Bus("memory://")
-    backend = bus._opened_backend()
+    backend = bus.link.backend
     backend.capabilities = replace(backend.capabilities, lease=LEASE)
     return bus
 

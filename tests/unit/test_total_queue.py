@@ -109,7 +109,7 @@ def register(bus: Bus, queue: Queue, ledger: Ledger, handler: str) -> None:
 
 
 def waiting(bus: Bus) -> int:
-    admin = bus._opened_backend().admin()
+    admin = bus.link.backend.admin()
     try:
         return sum(depth.ready + depth.inflight + depth.delayed for depth in admin.describe() if not depth.address.dead)
     finally:

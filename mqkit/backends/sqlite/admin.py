@@ -53,10 +53,7 @@ class SqliteAdmin:
 
     @_typed
     def declare(self, declarations: Sequence[Declaration]) -> None:
-        if not all(
-            _exists(self._db, each) and _exists_dead(self._db, each.address) and not _is_undecided(self._db, each)
-            for each in declarations
-        ):
+        if not all(_stands(self._db, each) for each in declarations):
             self._committer.run(lambda tx: _declare_all(tx, declarations))
 
     @_typed
@@ -246,6 +243,12 @@ def _is_source(address: Address) -> bool:
 def _exists_dead(db: sqlite3.Connection, address: Address) -> bool:
     """Are the dead letters there that belong to it, if any do? Somebody may have deleted them alone."""
     return address.dead or not _is_source(address) or _exists(db, Declaration(address.dead_letters))
+
+
+def _stands(db: sqlite3.Connection, declaration: Declaration) -> bool:
+    """Is nothing left to create or to decide?"""
+    exists = _exists(db, declaration) and not _is_undecided(db, declaration)
+    return exists and _exists_dead(db, declaration.address)
 
 
 def _compare(address: Address, option: str, have: object, want: object) -> None:

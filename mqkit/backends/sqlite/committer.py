@@ -206,9 +206,12 @@ class Committer:
         if self._opened.is_set() and self._failure is None and self.file.inherited:
             return
         self._stopping = True
-        if self._opened.is_set() and self._failure is None and self._thread.is_alive():
+        opened = self._opened.is_set() and self._failure is None
+        if opened:
             self._wakeup.ring()
         self._thread.join(PATIENCE)
+        if opened and not self._thread.is_alive():  # not by the thread, which may end before it is rung
+            self._wakeup.close()
 
     def abandon(self) -> None:
         """In a forked child: leave everything to the parent."""
@@ -242,7 +245,6 @@ class Committer:
         finally:
             ended = Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
             self._fail([*self._standing, *self._drain()], ended)
-            self._wakeup.close()
             self.file.close()
 
     def _take(self) -> list[Ticket]:

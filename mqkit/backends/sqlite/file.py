@@ -128,7 +128,7 @@ class File:
             return False
         step = min(SHRINK_STEP, free - SPARE_PAGES)
         db.executescript(f"PRAGMA incremental_vacuum({step})")  # `execute` would free a single page
-        if step == SHRINK_STEP:
+        if free - step > SPARE_PAGES:
             return True
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # which cuts the file
         return False

@@ -82,7 +82,7 @@ class Harness:
     def faulty_bus(self, **options: Any) -> tuple[Bus, Faults]:
         """A new client, and what may be made to go wrong between it and the system."""
         bus = self.bus(**options)
-        return bus, Faults(bus._opened_backend())
+        return bus, Faults(bus.link.backend)
 
     def unique(self, stem: str) -> str:
         """A name nobody else uses, in this run or another."""

@@ -17,7 +17,7 @@ import pytest
 import sqlite_programs
 from sqlite_station import QUEUE, Station, done, ids, message, take
 
-from mqkit.backends.base import Address
+from mqkit.backends.base import Address, Done
 from mqkit.backends.sqlite.errors import ERRORS, in_doubt, translate
 from mqkit.errors import Closed, ConfigError, Denied, MqkitError, PublishFailed, StoreDamaged, Unavailable
 
@@ -192,6 +192,24 @@ def test_a_foreign_lock_fails_publishes_for_certain(open_station: Callable[..., 
     assert station.depth(QUEUE) == (0, 0, 0)
 
 
+def test_a_flush_says_in_time_that_it_carried_nothing_out(open_station: Callable[..., Station], path: Path) -> None:
+    station = open_station(busy=60.0)
+    receiver = station.receiver(QUEUE)
+    station.publish(QUEUE, "a")
+    held = take(receiver, 1)
+    foreign = sqlite3.connect(path, isolation_level=None)
+    foreign.execute("BEGIN IMMEDIATE")
+
+    receiver.settle([Done(held[0])])
+    with pytest.raises(Unavailable, match="nothing was carried out"):
+        receiver.flush(0.2)
+    foreign.execute("ROLLBACK")
+    foreign.close()
+
+    assert not receiver.flush(10.0).refused
+    assert station.depth(QUEUE) == (0, 0, 0)
+
+
 def test_a_commit_that_breaks_off_is_unknown_and_loses_nothing(
     open_station: Callable[..., Station], path: Path
 ) -> None:
@@ -272,6 +290,18 @@ def test_nothing_is_left_running_after_the_last_close(path: Path) -> None:
 
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_close_that_meets_an_ended_commit_thread_is_harmless(path: Path) -> None:
+    station = Station(path)
+    committer = station.publisher._committer  # type: ignore[attr-defined]
+    committer._stopping = True  # as when it sees this before it is rung
+    committer._wakeup.ring()
+    committer._thread.join(10.0)
+
+    station.close()
+
+    assert not committer._thread.is_alive()
 
 
 def test_two_buses_of_a_process_must_agree_on_the_file(open_station: Callable[..., Station]) -> None:

@@ -1,0 +1,291 @@
+"""Endings: how deliveries end. From what became of a handler to settlements, once the copies that go with them are safe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from mqkit._gate import Skipped
+from mqkit._publish import PublishPump
+from mqkit._settings import Settings
+from mqkit._topology import Topology
+from mqkit._trace import AttemptOutcome, Tally
+from mqkit.backends.base import Backend, Done, Outgoing, Received, Release, Settlement
+from mqkit.destinations import Destination
+from mqkit.envelope import Dead
+from mqkit.errors import MqkitError
+from mqkit.message import Delivery
+from mqkit.patterns.retry import judge
+from mqkit.verdicts import Ack, Reject, Verdict
+
+log = logging.getLogger("mqkit")
+
+COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
+REASON_BYTES = 2000
+
+INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+class Sender(Protocol):
+    """The publishing side of a bus, as a consumer needs it."""
+
+    @property
+    def publish_pump(self) -> PublishPump: ...
+
+    def prepare(
+        self, to: Destination[Any], payload: Any, options: Mapping[str, Any], *, id: str = "", staged: bool = False
+    ) -> Outgoing: ...
+
+
+class Confirmed(BaseException):
+    """The copies that go elsewhere are there, or failed with `error`."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """
+    How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one.
+
+    `sent` are those on their way, which are not repeated once they are confirmed.
+    """
+
+    copies: Sequence[tuple[Any, Outgoing]]
+    outcome: AttemptOutcome
+    error: BaseException | None
+    sent: Sequence[tuple[Any, Outgoing]] = ()
+
+
+class Endings:
+    """
+    The endings of one consumer. Used by its thread only.
+
+    Every method that settles returns None for "not yet": copies are on their way elsewhere, the delivery stays in hand,
+    and `finish` is called with a `Confirmed` when they are answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        topology: Topology,
+        sender: Sender,
+        tally: Tally,
+        *,
+        finish: Callable[[Delivery[Any], BaseException | None], None],
+        now: Callable[[], float],
+        stopping: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._backend = backend
+        self._can = backend.capabilities
+        self._topology = topology
+        self._sender = sender
+        self._tally = tally
+        self._finish, self._now, self._stopping = finish, now, stopping
+        self._early = settings.early
+        self._awaited: dict[Any, Ending] = {}  # of deliveries whose copies are on their way elsewhere, by handle
+        self._parked: list[tuple[float, Delivery[Any]]] = []  # when to try again with the copies of what stays in hand
+
+    def conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
+        """How to settle anything but a plain success: with nothing where that was done before."""
+        if isinstance(outcome, Skipped):
+            self._tally.note(delivery, "skipped", None)
+            return () if self._early else (Done(delivery._received),)
+        if self._early:
+            return self._gone(delivery, outcome)
+        if isinstance(outcome, Confirmed):
+            return self._confirmed(delivery, outcome.error)
+        if outcome is None or isinstance(outcome, Ack):
+            return self._complete(delivery, Ending(delivery._staged or (), "done", None))
+        if isinstance(outcome, INTERRUPTIONS):
+            return self._again(delivery, "released", outcome, after=0.0 if self._stopping.is_set() else COPY_RETRY)
+        return self._failed(delivery, outcome)
+
+    def postponed(self, received: Received) -> Release | None:
+        """The same message once more in a moment, uncounted; None where the backend cannot keep the wait."""
+        if self._settings.ordered or self._can.release >= COPY_RETRY:
+            return Release(received, COPY_RETRY)
+        return None
+
+    def forget(self, handle: Any) -> None:
+        """A delivery was revoked."""
+        self._awaited.pop(handle, None)
+
+    # -- waiting for the broker to take copies ---------------------------------------------------------------------
+
+    @property
+    def next_try(self) -> float | None:
+        """When to try again with the first of those that wait for it, by `time.monotonic`."""
+        return min((at for at, _ in self._parked), default=None)
+
+    def try_again(self) -> None:
+        if not self._parked:
+            return
+        now = time.monotonic()
+        due = [delivery for at, delivery in self._parked if at <= now]
+        self._parked = [(at, delivery) for at, delivery in self._parked if at > now]
+        for delivery in due:
+            self._finish(delivery, Confirmed(None))
+
+    def give_up_waiting(self, keep: Sequence[Delivery[Any]]) -> list[Delivery[Any]]:
+        """Those that wait, to be given back; but for `keep`."""
+        kept = {id(delivery) for delivery in keep}
+        waiting = [delivery for _, delivery in self._parked if id(delivery) not in kept]
+        self._parked = [entry for entry in self._parked if id(entry[1]) in kept]
+        for delivery in waiting:
+            self.forget(delivery._received.handle)
+        return waiting
+
+    def clear(self) -> None:
+        self._awaited.clear()
+        self._parked.clear()
+
+    # -- deciding --------------------------------------------------------------------------------------------------
+
+    def _gone(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement]:
+        """It was settled before its handler: a failure is the end of it."""
+        if outcome is not None:
+            log.error("message.failed", extra={**self._origin(delivery), "error": repr(outcome)})
+        self._tally.note(delivery, "done" if outcome is None else "failed", outcome)
+        if outcome is None:  # nothing is left to settle with, so what the handler staged is simply published
+            for via, message in delivery._staged or ():
+                (via or self._sender).publish_pump.send(message)
+        return ()
+
+    def _failed(self, delivery: Delivery[Any], error: BaseException) -> Sequence[Settlement] | None:
+        received = delivery._received
+        now = self._now()
+        since = received.since if received.since is not None else received.envelope.since or now
+        policy = self._settings.retry
+        verdict = judge(policy, error, attempt=received.attempt, waited=now - since, chance=random.random())
+        raised = None if isinstance(error, Verdict) else error
+        if isinstance(verdict, Reject):
+            log.warning("message.rejected", extra={**self._origin(delivery), "reason": verdict.reason})
+            letter = dead_letter(received, verdict.reason, raised, now)
+            return self._complete(delivery, Ending(((None, letter),), "dead", raised))
+        after: float = getattr(verdict, "after", 0.0)
+        return self._again(delivery, "retry", raised, after=after, attempt=received.attempt + 1, since=since)
+
+    def _again(
+        self,
+        delivery: Delivery[Any],
+        outcome: AttemptOutcome,
+        error: BaseException | None,
+        *,
+        after: float,
+        attempt: int | None = None,
+        since: float | None = None,
+    ) -> Sequence[Settlement] | None:
+        """The same message later: kept in its place where the backend can, otherwise a copy that is delayed."""
+        received, longest = delivery._received, self._can.release
+        in_place = after <= longest if longest else not after and attempt is None
+        if self._settings.ordered or in_place:
+            self._tally.note(delivery, outcome, error)
+            return (Release(received, after, attempt, since),)
+        copy = later(received, min(after, self._can.delay), attempt, since, self._now())
+        copy.partitions = self._settings.destination.partitions
+        return self._complete(delivery, Ending(((None, copy),), outcome, error))
+
+    # -- carrying out ----------------------------------------------------------------------------------------------
+
+    def _complete(self, delivery: Delivery[Any], ending: Ending) -> Sequence[Settlement] | None:
+        """
+        Settle for good, with copies: those the backend cannot take into the same transaction are sent and confirmed
+        first, while the delivery stays in hand.
+        """
+        if elsewhere := [copy for copy in ending.copies if copy[0] is not None or not self._can.atomic]:
+            here = [copy for copy in ending.copies if copy not in elsewhere]
+            self._awaited[delivery._received.handle] = Ending(here, ending.outcome, ending.error, elsewhere)
+            self._send(delivery, elsewhere)
+            return None
+        copies = [message for _, message in ending.copies]
+        if copies and self._topology.missing({copy.address for copy in copies}):
+            try:
+                self._topology.ensure(self._backend, [copy.address for copy in copies])
+            except MqkitError as exc:
+                return self._copies_failed(delivery, ending, exc)
+        self._tally.note(delivery, ending.outcome, ending.error)
+        return (Done(delivery._received, copies),)
+
+    def _send(self, delivery: Delivery[Any], elsewhere: Sequence[tuple[Any, Outgoing]]) -> None:
+        """Publish copies; when the last one is answered, a verdict says so."""
+        left = len(elsewhere)
+        first_error: list[BaseException] = []
+        lock = threading.Lock()
+
+        def confirmed(ticket: Any) -> None:
+            nonlocal left
+            error = ticket.exception()
+            with lock:
+                left -= 1
+                if error is not None:
+                    first_error.append(error)
+                if left:
+                    return
+            self._finish(delivery, Confirmed(first_error[0] if first_error else None))
+
+        for via, message in elsewhere:
+            (via or self._sender).publish_pump.send(message).add_done_callback(confirmed)
+
+    def _confirmed(self, delivery: Delivery[Any], error: BaseException | None) -> Sequence[Settlement] | None:
+        ending = self._awaited.pop(delivery._received.handle)
+        if error is not None:
+            return self._copies_failed(delivery, ending, error)
+        return self._complete(delivery, ending)
+
+    def _copies_failed(
+        self, delivery: Delivery[Any], ending: Ending, error: BaseException
+    ) -> Sequence[Settlement] | None:
+        """Copies could not be sent. Not the handler's fault if it may work later, and never the end of the message."""
+        may_work_later = isinstance(error, MqkitError) and error.retryable
+        if ending.outcome == "done" and not may_work_later:
+            return self._failed(delivery, error)
+        log.warning("copies.delayed", extra={**self._origin(delivery), "error": str(error)})
+        if (release := self.postponed(delivery._received)) is not None:
+            self._tally.note(delivery, "released", error)
+            return (release,)
+        # To wait elsewhere it would need a copy too: it stays in hand, and only its copies are tried again.
+        copies = [*ending.copies, *ending.sent]
+        self._awaited[delivery._received.handle] = Ending(copies, ending.outcome, ending.error)
+        self._parked.append((time.monotonic() + COPY_RETRY, delivery))
+        return None
+
+    def _origin(self, delivery: Delivery[Any]) -> dict[str, Any]:
+        return {"source": self._settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
+
+
+def dead_letter(received: Received, reason: str, error: BaseException | None, now: float) -> Outgoing:
+    dead = Dead(
+        reason=reason.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore"),
+        error_type=type(error).__name__ if error is not None else "",
+        attempts=received.attempt,
+        origin=str(received.address),
+        died_at=now,
+        priority=received.priority,
+    )
+    envelope = msgspec.structs.replace(received.envelope, attempt=1, since=0.0, dead=dead)
+    return Outgoing(received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope)
+
+
+def later(received: Received, after: float, attempt: int | None, since: float | None, now: float) -> Outgoing:
+    """A copy that takes the place of a message which is to be handed out again; it dies of its ttl when that would have."""
+    envelope = received.envelope
+    envelope = msgspec.structs.replace(
+        envelope,
+        attempt=received.attempt if attempt is None else attempt,
+        since=(received.since or envelope.since) if since is None else since,
+    )
+    ttl = None if received.expires_at is None else max(0.0, received.expires_at - now - after)
+    return Outgoing(
+        received.address, received.id, received.body, received.key, received.headers, envelope,
+        delay=after, ttl=ttl, priority=received.priority,
+    )  # fmt: skip
