@@ -116,8 +116,15 @@ class RedisReceiver:
         self._ran_alone.add(delivery.handle)
 
     def flush(self, timeout: float) -> Turn:
-        del timeout  # bounded by the waiting for answers
-        return self.receive(0, 0.0)
+        deadline = time.monotonic() + timeout
+        turn = self.receive(0, 0.0)
+        while self._staged and time.monotonic() < deadline:  # a script had to be loaded first
+            more = self.receive(0, 0.0)
+            turn = Turn((), [*turn.revoked, *more.revoked], [*turn.refused, *more.refused])
+        if self._staged:
+            self._revoked, self._refused = [*turn.revoked, *self._revoked], [*turn.refused, *self._refused]
+            raise Unavailable(f"{self._address}: {len(self._staged)} settlements are not carried out yet; call again")
+        return turn
 
     def wake(self) -> None:
         self._bell.ring()
@@ -346,7 +353,7 @@ class RedisReceiver:
             delivery = each.delivery
             entry: Entry = delivery.native
             noted = delivery.solo > 0 or (bool(ran_alone) and delivery.handle in ran_alone)
-            if each.__class__ is Done and not each.copies and not noted:
+            if isinstance(each, Done) and not each.copies and not noted:
                 (in_main if entry[0] == main else in_side).append(entry[1])
                 continue
             copies = [self._copy(each)] if isinstance(each, Release) else [self._outgoing(one) for one in each.copies]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -231,13 +232,11 @@ def to_live(message: Outgoing, now: float) -> bytes:
 
 
 def from_live(address: Address, payload: bytes, number: int) -> Received:
+    line, _, body = payload.partition(b"\n")
     head = None
-    if payload.startswith(_LIVE):
-        line, _, body = payload.partition(b"\n")
-        try:
+    if line.startswith(_LIVE):
+        with contextlib.suppress(msgspec.DecodeError):
             head = _decode_live(line)
-        except msgspec.DecodeError:
-            head = None
     if head is None:
         return Received(next(_handles), address, f"live-{number}", payload, None, {}, Envelope(), deliveries=1)
     return Received(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 import redis.exceptions as native
+
 from mqkit.backends.redis.errors import ERRORS, translate
 from mqkit.errors import ConfigError, Denied, Lost, MqkitError, NotFound, Unavailable
 
