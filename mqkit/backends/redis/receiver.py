@@ -66,6 +66,8 @@ class RedisReceiver:
         self._refused: list[tuple[Received, MqkitError]] = []
         self._reading_since: float | None = None
         self._read_is_void = False
+        self._both_busy = False  # did the last read bring messages of both streams?
+        self._second = False  # which of them is next, if there is room for one message only
         self._tick_at = self._look_at = self._trim_at = 0.0
         self._closed = False
         self._ctl: Connection | None = None
@@ -89,6 +91,8 @@ class RedisReceiver:
         try:
             if self._ctl is None:
                 self._reconnect()
+            if room == 0:
+                self._give_back_surplus()
             while True:
                 self._serve(room)
                 deliveries = self._hand_out(room)
@@ -97,7 +101,8 @@ class RedisReceiver:
                 now = time.monotonic()
                 if now >= deadline:
                     break
-                wait(self._bell, self._rd, min(deadline, self._tick_at) - now)
+                if self._reading_since is not None or room == 0:  # else a read was ended, or was only a look
+                    wait(self._bell, self._rd, min(deadline, self._tick_at) - now)
         except Broken as exc:
             self._disconnect()
             raise Unavailable(f"{exc}; connecting again") from exc
@@ -223,15 +228,22 @@ class RedisReceiver:
         rd = self._rd
         assert rd is not None
         commands, answers = self._due_commands(want)
-        streams = self._streams()
-        read = pack(
-            "XREADGROUP", "GROUP", self._unit.group, self._name, "COUNT", want, "BLOCK", round(BLOCK * 1000), "STREAMS",
-            *streams, *[">"] * len(streams),
-        )  # fmt: skip
-        rd.send(b"".join([*commands, read]))
+        rd.send(b"".join([*commands, self._reading(want)]))
         self._reading_since = time.monotonic()
         self._answered(rd, answers)
         self._look_at_reply()
+
+    def _reading(self, want: int) -> bytes:
+        """The read for so many: its COUNT is for each stream, so with messages in both it is halved, or one has its turn."""
+        streams: Sequence[str] = self._streams()
+        block: tuple[Argument, ...] = ("BLOCK", round(BLOCK * 1000))
+        if self._both_busy and want == 1:
+            self._second = not self._second
+            streams, block = [streams[self._second]], ()
+        elif self._both_busy:
+            want //= 2
+        group = ("XREADGROUP", "GROUP", self._unit.group, self._name, "COUNT", want)
+        return pack(*group, *block, "STREAMS", *streams, *[">"] * len(streams))
 
     def _over_ctl(self, commands: Sequence[bytes], answers: Sequence[Answer]) -> None:
         if commands:
@@ -275,6 +287,13 @@ class RedisReceiver:
         self._held.update((delivery.handle, delivery) for delivery in deliveries)
         return deliveries
 
+    def _give_back_surplus(self) -> None:
+        """The core's hands are full, so others should have what came beyond its room. It was handed to nobody here."""
+        for delivery in self._ahead:
+            delivery.deliveries = (delivery.deliveries or 1) - 1
+            self._staged.append(Release(delivery))
+        self._ahead.clear()
+
     def _stale(self) -> None:
         """We were silent for too long, and others have what we held. Go on under another name."""
         lost = [each.delivery for each in self._staged]
@@ -314,6 +333,7 @@ class RedisReceiver:
             raise reply
         if void:
             return
+        self._both_busy = len(reply or ()) == 2 or (self._both_busy and bool(reply))
         for stream, entries in reply or ():
             name, address = stream.decode(), self._address
             self._ahead.extend(wire.received(address, name, id, fields) for id, fields in entries if fields)
@@ -322,7 +342,12 @@ class RedisReceiver:
         """End the outstanding read. What it brings at the last moment is ours all the same."""
         rd = self._rd
         assert rd is not None
-        self._need().call("CLIENT", "UNBLOCK", self._rd_id)
+        ctl, give_up = self._need(), time.monotonic() + _MARGIN
+        # The two connections overtake each other: the read may not have reached the server yet, and then nothing is ended.
+        while not rd.readable() and not ctl.call("CLIENT", "UNBLOCK", self._rd_id):
+            if time.monotonic() > give_up:
+                raise Broken("Redis server does not end a read")
+            wait(self._bell, rd, 0.001)
         self._read_answered(rd.reply())
 
     # -- settling ------------------------------------------------------------------------------------------------------
@@ -459,10 +484,9 @@ class RedisReceiver:
         """Give back what is in hand, and go without a trace."""
         if self._reading_since is not None:
             self._stop_reading()
-        mine = [*self._held.values(), *self._ahead]
+        self._give_back_surplus()
+        self._staged += [Release(delivery) for delivery in self._held.values()]
         self._held.clear()
-        self._ahead.clear()
-        self._staged += [Release(delivery) for delivery in mine]
         self._tick_at = float("inf")
         self._over_ctl(*self._due_commands(0))
         self._need().run(scripts.LEAVE, [self._keys.owners], [*self._me(), self._unit.group, *self._streams()])
