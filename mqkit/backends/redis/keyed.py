@@ -72,9 +72,9 @@ class KeyedReceiver(RedisReceiver):
         for each in part:
             delivery = each.delivery
             entry: Entry = delivery.native
-            noted = int((delivery.deliveries or 0) > 1 or delivery.handle in self._ran_alone)
+            alone = int(delivery.solo > 0 or delivery.handle in self._ran_alone)
             verb = "A" if isinstance(each, Done) else "R"
-            arguments += (verb, self._number(entry), entry.id, delivery.key or "", noted)
+            arguments += (verb, self._number(entry), entry.id, delivery.key or "", alone)
             if isinstance(each, Done):
                 arguments.append(len(each.copies))
                 for copy in each.copies:

@@ -196,7 +196,7 @@ class RedisReceiver:
 
     def _recover(self) -> None:
         """What the server says we hold and we have not heard of: it was in an answer that never came."""
-        arguments = [*self._me(), self._unit.group, self._unit.alone, *self._streams()]
+        arguments = [*self._me(), self._unit.group, self._unit.alone, self._unit.notes, *self._streams()]
         reply = self._need().run(scripts.MINE, [self._keys.owners], arguments)
         if reply[0] == b"stale":
             self._stale()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import redis
 
-from mqkit import Bus, Queue, Topic
+from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
 from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, Unavailable
 from mqkit.native import RedisQueue
 from mqkit.testing.brokers import RedisProcess, RedisUser
@@ -158,6 +158,33 @@ def test_connections_that_are_killed_double_nothing_and_lose_nothing(server: Red
 
     # What runs when a connection breaks is settled by the next one: it is not handed out again.
     assert Counter(consumer.seen) == Counter(map(str, range(300)))
+
+
+def test_keys_keep_their_order_and_their_attempts_over_killed_connections(server: RedisProcess) -> None:
+    steps = Queue("steps", int, key=lambda number: str(number % 5))
+    bus, publisher = Bus(server.url), Bus(server.url)
+    done: list[int] = []
+    attempts: dict[int, list[int]] = {}
+
+    @bus.on(steps, concurrency=8, retry=Retry(attempts=5, backoff=fixed(0.02)))
+    def handle(number: int, delivery: Delivery[int]) -> None:
+        attempts.setdefault(number, []).append(delivery.attempt)
+        if number % 7 == 0 and delivery.attempt < 3:
+            raise ConnectionError("not yet")
+        done.append(number)
+
+    with bus, bus.worker(grace=5.0), client(server) as native:
+        for number in range(300):
+            publisher.publish(steps, number)
+            if number % 30 == 29:
+                kill_readers(native)
+        until(lambda: len(done) >= 300)
+        until(lambda: native.xlen("{mqkit}:q:steps") == 0)
+        assert native.exists("{mqkit}:q:steps/l", "{mqkit}:q:steps/w", "{mqkit}:q:steps/k", "{mqkit}:q:steps/n") == 0
+    publisher.close()
+
+    assert all([number for number in done if number % 5 == key] == list(range(key, 300, 5)) for key in range(5))
+    assert all(attempts[number] == ([1, 2, 3] if number % 7 == 0 else [1]) for number in range(300))
 
 
 def kill_readers(native: redis.Redis) -> None:

@@ -1,11 +1,11 @@
 -- Settle deliveries of an ordered source. ARGV, further, any number of
---   A number id key noted count copies...     settled together with copies, all or nothing; noted is 1 if it has a history
---   R number id key noted count note          released in its place; count is what the group shall count, note begins with
+--   A number id key alone count copies...     settled together with copies, all or nothing; alone is 1 if it may have run so
+--   R number id key alone count note          released in its place; count is what the group shall count, note begins with
 --                                             when it is due
 -- Answers 'ok', then for each 1, 0 (not ours) or an error text.
 local answer, at = {'ok'}, FURTHER
 while at <= #ARGV do
-  local verb, number, id, name, noted, count = unpack(ARGV, at, at + 5)
+  local verb, number, id, name, ran_alone, count = unpack(ARGV, at, at + 5)
   number = tonumber(number)
   local key = name ~= '' and 'k' .. name or '-' .. number .. id
   local ours = redis.call('XPENDING', streams[number], group, id, id, 1, me)[1]
@@ -24,8 +24,8 @@ while at <= #ARGV do
     end
     if result == 1 then
       remove(number, id)
-      if noted == '1' then
-        redis.call('HDEL', notes, number .. id)
+      redis.call('HDEL', notes, number .. id)
+      if ran_alone == '1' then
         redis.call('HDEL', alone, number .. id)
       end
       let_go(key, false)
@@ -34,7 +34,7 @@ while at <= #ARGV do
   else
     if ours then
       redis.call('HSET', notes, number .. id, ARGV[at + 6])
-      if noted == '1' then
+      if ran_alone == '1' then
         redis.call('HDEL', alone, number .. id)
       end
       park(number, id, key, count)
