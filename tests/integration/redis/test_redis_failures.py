@@ -17,6 +17,7 @@ from mqkit.native import RedisQueue
 from mqkit.testing.brokers import RedisProcess, RedisUser
 from mqkit.testing.chaos import FaultProxy
 from mqkit.worker import Worker
+from tests.integration.redis.backends import backend_of
 from tests.unit.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis")]
@@ -55,7 +56,7 @@ def test_a_wrong_password_is_denied_at_once_and_shown_nowhere() -> None:
             bus.open(timeout=30)
 
         assert not found.value.retryable
-        shown = f"{found.value!r} {found.value} {found.value.__cause__!r} {bus!r} {bus._opened_backend()._server!r}"
+        shown = f"{found.value!r} {found.value} {found.value.__cause__!r} {bus!r}"
         assert "wrong-one" not in shown
         with Bus(server.url) as allowed:
             allowed.publish(words, "the right one works")
@@ -256,13 +257,13 @@ def test_a_server_that_evicts_messages_is_refused_unless_that_is_accepted() -> N
             bus.publish(words, "no")
         with Bus(f"{server.url}?evict=allow") as bus:
             bus.publish(words, "yes")
-            assert any("allkeys-lru" in warning for warning in bus._opened_backend().warnings())
+        assert any("allkeys-lru" in warning for warning in backend_of(f"{server.url}?evict=allow").warnings())
 
 
 def test_what_a_crash_may_lose_is_said(server: RedisProcess) -> None:
     with RedisProcess() as volatile:
-        assert any("append-only" in warning for warning in Bus(volatile.url)._opened_backend().warnings())
-    assert list(Bus(server.url)._opened_backend().warnings()) == []
+        assert any("append-only" in warning for warning in backend_of(volatile.url).warnings())
+    assert list(backend_of(server.url).warnings()) == []
 
 
 def test_a_publish_waits_for_the_replicas_it_asked_for(server: RedisProcess) -> None:
@@ -318,7 +319,7 @@ def test_something_else_that_listens_is_told_from_redis() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(ConfigError, match="protocol"):
-            Bus(f"redis://127.0.0.1:{port}")._opened_backend().publisher()
+            backend_of(f"redis://127.0.0.1:{port}").publisher()
         thread.join()
 
 
@@ -326,4 +327,4 @@ def test_nobody_listens_is_unavailable_at_once() -> None:
     with RedisProcess() as server:
         url = server.url
     with pytest.raises(Unavailable):
-        Bus(url)._opened_backend().publisher()
+        backend_of(url).publisher()

@@ -18,6 +18,7 @@ from mqkit.native import RedisTopic
 from mqkit.testing import run_until_idle
 from mqkit.testing.brokers import Certificates, RedisProcess, RedisUser
 from mqkit.testing.brokers.process import HOST, ask, free_ports
+from tests.integration.redis.backends import backend_of
 from tests.unit.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis")]
@@ -58,7 +59,7 @@ def exercise(url: str) -> None:
     with listener, listener.worker():
         listener.publish(ticks, "a tick")
         until(lambda: live == ["a tick"])
-        admin = listener._opened_backend().admin()
+        admin = backend_of(url).admin()
         for destination in (words, steps, orders):
             admin.delete(destination.address)
         admin.close()
@@ -92,7 +93,7 @@ def test_a_client_certificate_that_is_asked_for(certificates: Certificates) -> N
     with RedisProcess(tls=certificates, client_certificates="required") as server:
         trusting = {"ca": certificates.authority}
         with pytest.raises((Denied, Unavailable)):
-            Bus(f"{server.tls_url}?{urlencode(trusting)}")._opened_backend().publisher()
+            backend_of(f"{server.tls_url}?{urlencode(trusting)}").publisher()
         shown = trusting | {"cert": certificates.client, "key": certificates.client_key}
         with Bus(f"{server.tls_url}?{urlencode(shown)}") as bus:
             bus.publish(words, "hello")
@@ -102,7 +103,7 @@ def test_tls_to_a_plain_port_says_so_in_bounded_time(certificates: Certificates)
     with RedisProcess() as server:
         url = server.url.replace("redis://", "rediss://")
         with pytest.raises(Unavailable):
-            Bus(f"{url}?{urlencode({'ca': certificates.authority, 'timeout': 1})}")._opened_backend().publisher()
+            backend_of(f"{url}?{urlencode({'ca': certificates.authority, 'timeout': 1})}").publisher()
 
 
 def test_a_database_by_number_and_one_that_is_not_there() -> None:
@@ -113,7 +114,7 @@ def test_a_database_by_number_and_one_that_is_not_there() -> None:
         with redis.Redis(port=server.port, db=3) as native:
             assert native.xlen("{mqkit}:q:words") == 1
         with pytest.raises(ConfigError, match="database"):
-            Bus(f"{stem}/99")._opened_backend().publisher()
+            backend_of(f"{stem}/99").publisher()
 
 
 @contextmanager
@@ -172,12 +173,16 @@ def works(bus: Bus, word: str) -> bool:
 
 def test_a_cluster_is_followed_to_the_node_that_has_our_keys() -> None:
     config = {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}
-    with RedisProcess(config=config) as one, RedisProcess(config=config) as two:
+    ports = free_ports(2)  # for talk among nodes; by default 10,000 above the other port, which may be too high
+    with (
+        RedisProcess(config=config | {"cluster-port": str(ports[0])}) as one,
+        RedisProcess(config=config | {"cluster-port": str(ports[1])}) as two,
+    ):
         with redis.Redis(port=one.port) as first, redis.Redis(port=two.port) as second:
             # The slot of {mqkit} is among those of one of them; both URLs must lead there.
             first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
             second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port)
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, ports[1])
             until(lambda: all(b"cluster_state:ok" in raw_info(node) for node in (one, two)), within=60)
         for server in (one, two):
             exercise(server.url)
