@@ -16,7 +16,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench docs site clean
+.PHONY: help demo test brokers test-fast check format bench docs site clean
 
 help:  ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,8 +24,11 @@ help:  ## list these targets
 demo: $(VENV)/.light  ## a small shop over messages; URL=... chooses the broker
 	$(PY) -m examples.orders.demo $(if $(URL),--url "$(URL)")
 
-test: $(VENV)/.dev  ## every test; ARGS="-k name" is handed to pytest
+test: $(VENV)/.dev brokers  ## every test; ARGS="-k name" is handed to pytest
 	$(PYTEST) $(ARGS)
+
+brokers:  ## what tests need beside Python: on Debian as root it is installed, elsewhere named
+	@tools/prepare-brokers
 
 test-fast: $(VENV)/.dev  ## what needs no server and little time
 	$(PYTEST) -m "not slow" $(ARGS)

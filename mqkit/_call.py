@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import inspect
+import typing
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 from mqkit._provide import Recipe, recipe_for
 from mqkit.errors import ConfigError, Undecodable
-from mqkit.handlers import Middleware, Provider, Registration, positional, show
+from mqkit.handlers import Middleware, Provider, Registration, by_position, hints_of, show
 from mqkit.message import Delivery, current
 
 Outcome = BaseException | None
+
+
+class Interrupted(BaseException):
+    """mqkit, or whoever ends the program, broke an attempt off: nobody's failure, so it is not counted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,16 +50,13 @@ def compile_call(
     """
     handler = registration.handler
     asynchronous = is_async(handler)
-    recipe = recipe_for(handler, providers, given, skip_first=True, asynchronous=asynchronous)
+    recipe = recipe_for(handler, providers, given, asynchronous=asynchronous)
     if registration.batch is not None and recipe.wants_delivery:
         raise ConfigError(
             f"handler {show(handler)}: a batch handler has its deliveries in the list, not as a parameter"
         )
     for middleware in middlewares:
-        if not asynchronous and inspect.isasyncgenfunction(inspect.unwrap(middleware)):
-            raise ConfigError(
-                f"middleware {show(middleware)} is asynchronous and cannot stand around the def handler {show(handler)}"
-            )
+        _check_middleware(middleware, handler, asynchronous=asynchronous)
     batched = registration.batch is not None
     decode = _decode_all(registration) if batched else _decode_one(registration)
     if asynchronous:
@@ -130,18 +132,16 @@ def _sync_runner(
         with ExitStack() as stack:
             for middleware in middlewares:
                 stack.enter_context(_sync(middleware(payload[0] if batched else work), middleware))
-            values = recipe.make(work, stack)
+            arguments, named = recipe.make(work, stack)
             try:
-                handler(payload, **values)
+                handler(payload, *arguments, **named)
             except BaseException as exc:
                 error = exc
                 raise
         if error is not None:  # a middleware swallowed it; the delivery failed all the same
             raise error
 
-    second = positional(handler)[1:2]
-    by_keyword = recipe.wants_delivery and second[0].kind is inspect.Parameter.KEYWORD_ONLY
-    if middlewares or not recipe.trivial or by_keyword:
+    if middlewares or not recipe.trivial or (recipe.wants_delivery and not _takes_delivery_second(handler, recipe)):
         body = full
     else:
         body = with_delivery if recipe.wants_delivery else plain_batch if batched else plain
@@ -184,10 +184,10 @@ def _async_runner(
                     if hasattr(manager, "__aenter__"):
                         await stack.enter_async_context(manager)
                     else:
-                        stack.enter_context(manager)
-                values = await recipe.amake(work, stack)
+                        stack.enter_context(_sync(manager, middleware))
+                arguments, named = await recipe.amake(work, stack)
                 try:
-                    await handler(payload, **values)
+                    await handler(payload, *arguments, **named)
                 except BaseException as exc:
                     error = exc
                     raise
@@ -198,7 +198,41 @@ def _async_runner(
     return run
 
 
+def _takes_delivery_second(handler: Callable[..., Any], recipe: Recipe) -> bool:
+    """Can the delivery, which is all it wants, be passed right behind the payload?"""
+    second = [one.name for one in by_position(handler)[1:2]]
+    return bool(recipe.slots.by_position) or second == [name for name, _ in recipe.slots.by_name]
+
+
+def _check_middleware(middleware: Middleware, handler: Callable[..., Any], *, asynchronous: bool) -> None:
+    """`ConfigError` where it can be seen that what it returns cannot be entered around this handler."""
+    made = _returned(middleware)
+    known = isinstance(made, type) and made not in (Any, object)
+    if inspect.isasyncgenfunction(inspect.unwrap(middleware)) or (
+        known and hasattr(made, "__aenter__") and not hasattr(made, "__enter__")
+    ):
+        if not asynchronous:
+            raise ConfigError(
+                f"middleware {show(middleware)} is asynchronous and cannot stand around the def handler {show(handler)}"
+            )
+    elif known and not hasattr(made, "__enter__") and not inspect.isgeneratorfunction(inspect.unwrap(middleware)):
+        raise ConfigError(f"middleware {show(middleware)} returns {made.__name__}, which is no context manager")
+
+
+def _returned(middleware: Middleware) -> Any:
+    """What it says to return, Any where it does not."""
+    if inspect.isclass(middleware):
+        return middleware
+    try:
+        made = hints_of(middleware).get("return", Any)
+    except (ConfigError, TypeError):  # names known to a type checker only, or no function
+        return Any
+    return typing.get_origin(made) or made
+
+
 def _sync(manager: Any, middleware: Middleware) -> Any:
     if not hasattr(manager, "__enter__"):
-        raise ConfigError(f"middleware {show(middleware)} is asynchronous and cannot stand around a def handler")
+        raise ConfigError(
+            f"middleware {show(middleware)} returned {type(manager).__name__}, which cannot be entered around this handler"
+        )
     return manager

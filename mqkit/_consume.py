@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import random
@@ -12,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mqkit._call import Interrupted
 from mqkit._crew import Crew
 from mqkit._ending import Endings, Sender
 from mqkit._gate import Gate
 from mqkit._hand import Hand
 from mqkit._ids import derived_id
+from mqkit._reserve import Reserve
 from mqkit._settings import Settings
 from mqkit._topology import Topology
 from mqkit._trace import Attempt, Tally
@@ -64,6 +65,7 @@ class ConsumePump:
         self._clock: Callable[[], float] = time.time  # the receiver's, once there is one
         self._verdicts: deque[tuple[Delivery[Any], BaseException | None]] = deque()
         self._armed = False
+        self._staging = threading.Lock()  # the order of what the threads of one handler stage
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._hungry = False
@@ -155,8 +157,17 @@ class ConsumePump:
                 raise ConfigError('delivery.publish(via=...): another bus cannot be part of promise="exactly_once"')
             sender = via
         position = len(delivery._staged or ())
-        id = derived_id(f"{self.settings.name}\0{delivery.id}", self.group or "", position)
-        return sender.prepare(to, payload, options, id=id, staged=True)
+        message = sender.prepare(to, payload, options, id=self._derived_id(delivery, position), staged=True)
+        with self._staging:
+            if delivery._staged is None:
+                delivery._staged = []
+            if len(delivery._staged) != position and options.get("id") is None:  # another thread was faster
+                message.id = self._derived_id(delivery, len(delivery._staged))
+            delivery._staged.append((via, message))
+        return message
+
+    def _derived_id(self, delivery: Delivery[Any], position: int) -> str:
+        return derived_id(f"{self.settings.name}\0{delivery.id}", self.group or "", position)
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
@@ -248,12 +259,14 @@ class ConsumePump:
             endings.try_again()
             if settlements := self._drain():
                 receiver.settle(settlements)
-            if hand.isolation.suspects:
+            if hand.isolation.suspects and not stopping:
                 self._isolate(receiver)
             if stopping and self._stopped(receiver):
                 return
-            closed = stopping or hand.isolation.suspects
-            room = 0 if closed else max(0, self._window.size - len(hand.inflight))
+            if hand.reserve is not None and hand.reserve.ready:
+                self._settle_first(receiver, hand.reserve)
+                self._hungry = crew.turn_end()
+            room = 0 if stopping else self._room()
             asked = time.monotonic()
             try:
                 turn = receiver.receive(room, self._patience())
@@ -276,7 +289,18 @@ class ConsumePump:
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
             hand.hand_over_batch()
+            if hand.reserve is not None and hand.reserve.ready:
+                continue  # to settle them
             self._hungry = crew.turn_end()
+
+    def _room(self) -> int:
+        """How many messages may be taken."""
+        hand, size = self._hand, self._window.size
+        if hand.isolation.suspects:
+            return 0
+        if hand.reserve is not None and hand.reserve.waiting > size // 4:
+            return 0  # enough for the handlers; one by one as they end would be as much work as settling
+        return max(0, size - len(hand.inflight))
 
     def _patience(self) -> float:
         """How long `receive` may block."""
@@ -295,22 +319,27 @@ class ConsumePump:
     # -- taking and settling ---------------------------------------------------------------------------------------
 
     def _admit(self, receiver: Receiver, deliveries: Sequence[Received]) -> None:
-        if self._early and not self.settings.live:
-            deliveries = self._settle_early(receiver, deliveries)
         self._hand.take(deliveries)
 
-    def _settle_early(self, receiver: Receiver, deliveries: Sequence[Received]) -> Sequence[Received]:
-        """At most once: settled, durably, before any handler starts. What could not be settled is not handled."""
-        receiver.settle([Done(received) for received in deliveries])
-        refused = {received.handle for received, _ in receiver.flush(5.0).refused}
-        return [received for received in deliveries if received.handle not in refused]
+    def _settle_first(self, receiver: Receiver, reserve: Reserve) -> None:
+        """At most once: settled, durably, right before the handler starts. What could not be settled is not handled."""
+        hand = self._hand
+        pieces = reserve.let_out(hand.holds)
+        receiver.settle([Done(delivery._received) for members in pieces for delivery in members])
+        turn = receiver.flush(5.0)
+        self._lose(receiver, turn)
+        for received, _ in turn.refused:
+            hand.revoked(received)
+        for members in pieces:
+            if settled := [delivery for delivery in members if hand.holds(delivery)]:
+                hand.start_now(settled)
 
     def _drain(self) -> list[Settlement]:
         out: list[Settlement] = []
         hand = self._hand
         verdicts, inflight, waiting = self._verdicts, hand.inflight, self._gate.waiting
         early, observed = self._early, self._tally.observed
-        alike = hand.lanes is None and not hand.isolation.suspects  # nothing else depends on how one ends
+        alike = hand.lanes is None and hand.reserve is None and not hand.isolation.suspects  # none waits for another
         finished = done = 0
         while verdicts:
             delivery, outcome = verdicts.popleft()
@@ -359,7 +388,7 @@ class ConsumePump:
                 again.append(release)
             else:
                 delivery = self._hand.inflight[received.handle] = Delivery(received, self)
-                self._verdicts.append((delivery, asyncio.CancelledError()))
+                self._verdicts.append((delivery, Interrupted()))
         if again:
             receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:

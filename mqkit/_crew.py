@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from mqkit._call import Call, Outcome
+from mqkit._call import Call, Interrupted, Outcome
 from mqkit.errors import TimedOut
 
 log = logging.getLogger("mqkit")
@@ -39,7 +39,7 @@ class Crew(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Interrupt what can be interrupted; its outcome is a CancelledError."""
+        """Interrupt what can be interrupted; its outcome is `Interrupted`."""
         ...
 
     def stop(self) -> None:
@@ -197,12 +197,20 @@ class LoopTasks:
 
     async def _perform(self, work: Any) -> None:
         outcome = await (self._arun(work) if self._timeout is None else self._limited(work, self._timeout))
+        if outcome is not None and isinstance(outcome, asyncio.CancelledError) and _asked_to_end():
+            outcome = Interrupted()
         self._conclude(work, outcome)
 
     async def _limited(self, work: Any, timeout: float) -> Outcome:
         async with asyncio.timeout(timeout) as limit:
             outcome = await self._arun(work)
         return too_long(timeout) if limit.expired() else outcome
+
+
+def _asked_to_end() -> bool:
+    """Was this task cancelled, and not only something it waited for?"""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def too_long(timeout: float) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import threading
@@ -12,9 +11,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mqkit._call import Interrupted
 from mqkit._gate import Skipped
 from mqkit._publish import PublishPump
 from mqkit._settings import Settings
+from mqkit._text import text_of
 from mqkit._topology import Topology
 from mqkit._trace import AttemptOutcome, Tally
 from mqkit.backends.base import Backend, Done, Outgoing, Received, Release, Settlement
@@ -23,14 +24,15 @@ from mqkit.envelope import Dead
 from mqkit.errors import MqkitError
 from mqkit.message import Delivery
 from mqkit.patterns.retry import judge
-from mqkit.verdicts import Ack, Reject, Verdict
+from mqkit.verdicts import Ack, Reject, RetryLater, Verdict
 
 log = logging.getLogger("mqkit")
 
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
 REASON_BYTES = 2000
 
-INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+# KeyboardInterrupt is the signal on the thread of the caller's loop, GeneratorExit a loop that is closed under a task.
+INTERRUPTIONS = (Interrupted, KeyboardInterrupt, GeneratorExit)
 
 
 class Sender(Protocol):
@@ -154,26 +156,36 @@ class Endings:
     def _gone(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement]:
         """It was settled before its handler: a failure is the end of it."""
         if outcome is not None:
-            log.error("message.failed", extra={**self._origin(delivery), "error": repr(outcome)})
+            log.error("message.failed", extra={**self._origin(delivery), "error": failure(outcome)})
         self._tally.note(delivery, "done" if outcome is None else "failed", outcome)
         if outcome is None:  # nothing is left to settle with, so what the handler staged is simply published
             for via, message in delivery._staged or ():
-                (via or self._sender).publish_pump.send(message)
+                try:
+                    (via or self._sender).publish_pump.send(message)
+                except MqkitError:
+                    log.exception("copies.lost", extra=self._origin(delivery))
         return ()
 
     def _failed(self, delivery: Delivery[Any], error: BaseException) -> Sequence[Settlement] | None:
         received = delivery._received
         now = self._now()
         since = received.since if received.since is not None else received.envelope.since or now
-        policy = self._settings.retry
-        verdict = judge(policy, error, attempt=received.attempt, waited=now - since, chance=random.random())
+        verdict = self._judged(error, attempt=received.attempt, waited=now - since)
         raised = None if isinstance(error, Verdict) else error
         if isinstance(verdict, Reject):
             log.warning("message.rejected", extra={**self._origin(delivery), "reason": verdict.reason})
             letter = dead_letter(received, verdict.reason, raised, now)
             return self._complete(delivery, Ending(((None, letter),), "dead", raised))
-        after: float = getattr(verdict, "after", 0.0)
+        after = verdict.after if isinstance(verdict, RetryLater) else 0.0
         return self._again(delivery, "retry", raised, after=after, attempt=received.attempt + 1, since=since)
+
+    def _judged(self, error: BaseException, *, attempt: int, waited: float) -> Verdict:
+        """A verdict whatever an exception is made of: a mistake in its class must not take the consumer along."""
+        try:
+            return judge(self._settings.retry, error, attempt=attempt, waited=waited, chance=random.random())
+        except Exception as exc:
+            log.exception("judgement.failed", extra={"source": self._settings.name})
+            return Reject(f"{type(error).__name__}, which could not be judged: {failure(exc)}")
 
     def _again(
         self,
@@ -222,9 +234,8 @@ class Endings:
         first_error: list[BaseException] = []
         lock = threading.Lock()
 
-        def confirmed(ticket: Any) -> None:
+        def answered(error: BaseException | None) -> None:
             nonlocal left
-            error = ticket.exception()
             with lock:
                 left -= 1
                 if error is not None:
@@ -234,7 +245,12 @@ class Endings:
             self._finish(delivery, Confirmed(first_error[0] if first_error else None))
 
         for via, message in elsewhere:
-            (via or self._sender).publish_pump.send(message).add_done_callback(confirmed)
+            try:
+                ticket = (via or self._sender).publish_pump.send(message)
+            except MqkitError as exc:  # its bus was closed meanwhile
+                answered(exc)
+            else:
+                ticket.add_done_callback(lambda ticket: answered(ticket.exception()))
 
     def _confirmed(self, delivery: Delivery[Any], error: BaseException | None) -> Sequence[Settlement] | None:
         ending = self._awaited.pop(delivery._received.handle)
@@ -263,9 +279,13 @@ class Endings:
         return {"source": self._settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
 
 
+def failure(error: BaseException) -> str:
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
 def dead_letter(received: Received, reason: str, error: BaseException | None, now: float) -> Outgoing:
     dead = Dead(
-        reason=reason.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore"),
+        reason=text_of(reason).encode(errors="replace")[:REASON_BYTES].decode(errors="ignore"),
         error_type=type(error).__name__ if error is not None else "",
         attempts=received.attempt,
         origin=str(received.address),

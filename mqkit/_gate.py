@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from mqkit._call import Interrupted
 from mqkit._settings import Settings
 from mqkit.handlers import Where
 from mqkit.message import Delivery
@@ -42,6 +42,7 @@ class Gate:
         self.served_at = time.monotonic()
         self._finish, self._wake, self._now, self._stopping = finish, wake, now, stopping
         self._by_member = settings.batch is not None
+        self._early = settings.early
         self._timeout, self._where = settings.timeout, settings.where
         # At most once a delivery was settled before, and is ours whatever happened since.
         self._half_lease = None if lease is None or settings.early else lease / 2
@@ -59,9 +60,9 @@ class Gate:
         if slept and not self._ask_first():
             if self.waiting.pop(received.handle, None) is delivery:
                 delivery._settled = True
-                self._finish(delivery, asyncio.CancelledError())  # released, uncounted, once the backend answers
+                self._finish(delivery, Interrupted())  # released, uncounted, once the backend answers
             return False
-        if received.lease_until is not None and time.monotonic() > received.lease_until:
+        if received.lease_until is not None and not self._early and time.monotonic() > received.lease_until:
             return False
         if self.waiting.pop(received.handle, None) is not delivery:
             return False  # given back or revoked meanwhile
@@ -78,7 +79,7 @@ class Gate:
             if where(delivery.message):
                 return True
             outcome: BaseException = Skipped()
-        except Exception as exc:  # noqa: BLE001  a filter that raises is a failed attempt
+        except BaseException as exc:  # noqa: BLE001  a filter that raises is a failed attempt
             outcome = exc
         delivery._settled = True
         self._finish(delivery, outcome)

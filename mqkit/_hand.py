@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mqkit._forming import Forming
 from mqkit._isolation import Isolation
 from mqkit._lanes import Lanes
+from mqkit._reserve import Reserve
 from mqkit._settings import Settings
 from mqkit.backends.base import Received
 from mqkit.message import Delivery, Holder
@@ -19,7 +21,7 @@ class Hand:
     shares with the gate.
 
     A delivery is in `inflight` until it is settled, given back or revoked. Meanwhile it stands behind others of its key,
-    or forms a batch, or waits for a worker, or runs.
+    or forms a batch, or (at most once) waits in the reserve to be settled first, or waits for a worker, or runs.
     """
 
     def __init__(
@@ -33,13 +35,15 @@ class Hand:
         self.inflight: dict[Any, Delivery[Any]] = {}
         self.lanes = Lanes() if settings.ordered else None
         self.forming = Forming(settings.batch, now) if settings.batch is not None else None
+        self.reserve = Reserve(settings.concurrency) if settings.early and not settings.live else None
         self.isolation = Isolation()
         self.next: list[Delivery[Any]] = []  # start once the settlement before them in their key is carried out
         self.start: Callable[[Any], None]  # the crew's, once there is one
         self._waiting = waiting
         self._holder = holder
-        self._crashes = settings.retry.crashes
-        self._direct = self.forming is None and self.lanes is None  # nothing waits for others of its kind
+        # What is settled before its handler starts has never killed a process twice.
+        self._crashes = settings.retry.crashes if self.reserve is None else math.inf
+        self._direct = self.forming is None and self.lanes is None and self.reserve is None  # nothing waits for others
 
     # -- taking ----------------------------------------------------------------------------------------------------
 
@@ -70,7 +74,7 @@ class Hand:
     def hand_over_batch(self) -> None:
         """Hand over the forming batch if it is full or old enough, but for those revoked since."""
         if self.forming is not None and self.forming.ready:
-            self.start_now([delivery for delivery in self.forming.take() if self.holds(delivery)])
+            self._next_step([delivery for delivery in self.forming.take() if self.holds(delivery)])
 
     def start_alone(self, suspect: Delivery[Any]) -> None:
         if self.lanes is not None:
@@ -92,11 +96,18 @@ class Hand:
         if self.lanes is not None and not self.lanes.admit(delivery, forming.members if forming is not None else None):
             return
         if forming is None:
-            self.start_now([delivery])
+            self._next_step([delivery])
             return
         forming.join(delivery)
         if forming.full:
             self.hand_over_batch()
+
+    def _next_step(self, members: list[Delivery[Any]]) -> None:
+        """Of a piece of work that waits for nobody: be settled first, or start."""
+        if self.reserve is not None:
+            self.reserve.put(members)
+        else:
+            self.start_now(members)
 
     # -- letting go ------------------------------------------------------------------------------------------------
 
@@ -112,6 +123,8 @@ class Hand:
             Those of its key that are given back now.
         """
         self.isolation.ended(delivery)
+        if self.reserve is not None:
+            self.reserve.ended(delivery._received.handle)
         if self.lanes is None:
             return []
         ready, back = self.lanes.finished(delivery, again=again)
@@ -124,6 +137,8 @@ class Hand:
         """One went to another consumer; those behind it in its key are void too."""
         delivery = self.inflight.pop(received.handle, None)
         self._waiting.pop(received.handle, None)
+        if self.reserve is not None:
+            self.reserve.ended(received.handle)
         if delivery is None:
             return
         self.isolation.dropped(delivery)
@@ -150,14 +165,17 @@ class Hand:
         kept = {id(delivery) for delivery in keep}
         outside_lanes = self.lanes.take_followers() if self.lanes is not None else set()
         outside_lanes |= {id(delivery) for delivery in (*unsent, *self.isolation.held, *self.next)}
-        forming = {id(delivery) for delivery in self.forming.take()} if self.forming is not None else set()
+        unstarted = {id(delivery) for delivery in self.forming.take()} if self.forming is not None else set()
+        if self.reserve is not None:
+            unstarted |= {id(delivery) for delivery in self.reserve.take_back()}
         self.isolation.held, self.next = [], []
         back: list[Delivery[Any]] = []
         for handle, delivery in list(self.inflight.items()):
             if id(delivery) in kept:
                 continue
-            unstarted = self._waiting.pop(handle, None) is delivery
-            if unstarted or id(delivery) in outside_lanes or id(delivery) in forming:
+            # At most once, what waits for a worker is settled: it is not ours to give back, and runs.
+            waited = self.reserve is None and self._waiting.pop(handle, None) is delivery
+            if waited or id(delivery) in outside_lanes or id(delivery) in unstarted:
                 del self.inflight[handle]
                 back.append(delivery)
                 if self.lanes is not None and id(delivery) not in outside_lanes:
@@ -173,6 +191,8 @@ class Hand:
             self.forming.take()
         if self.lanes is not None:
             self.lanes.clear()
+        if self.reserve is not None:
+            self.reserve.clear()
 
     def _drop(self, delivery: Delivery[Any]) -> bool:
         return self.inflight.pop(delivery._received.handle, None) is not None

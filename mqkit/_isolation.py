@@ -37,7 +37,8 @@ class Isolation:
             self.suspects.clear()
 
     def stop(self) -> None:
-        """Nobody else will be run alone."""
+        """Nobody else will be run alone: the other suspects are given back."""
+        self.held += [suspect for suspect in self.suspects if suspect is not self.alone]
         self.suspects = [self.alone] if self.alone is not None else []
 
     def clear(self) -> None:

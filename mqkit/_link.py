@@ -120,14 +120,14 @@ class Link:
         self.topology.ensure(backend, [address])
         return backend.admin()
 
-    def publish_within(self, message: Outgoing, native: Any) -> str:
-        """Publish in the caller's own transaction, on its thread."""
+    def publish_within(self, messages: Sequence[Outgoing], native: Any) -> list[str]:
+        """Publish in the caller's own transaction, on its thread; the ids."""
         try:
-            self.backend.publish_within(native, [message])
+            self.backend.publish_within(native, messages)
         except NotFound as exc:
             # It cannot be declared now, while that transaction may keep all others from writing.
             raise ConfigError(f"{exc}, before your transaction begins: bus.declare(...)") from exc
-        return message.id
+        return [message.id for message in messages]
 
     # -- who works with it -----------------------------------------------------------------------------------------
 

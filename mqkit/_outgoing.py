@@ -62,16 +62,33 @@ def outgoing(
 
 def forwarded(to: Destination[Any], message: Message, can: Capabilities) -> Outgoing:
     """The same message to another destination: body, headers, key and id untouched, attempts begin anew."""
+    if not isinstance(message, Message):
+        raise ConfigError(f"forward takes a Message, such as delivery.message, not {message!r}")
+    if not isinstance(message.body, bytes):
+        raise Unencodable(f"body {message.body!r} is {type(message.body).__name__}, not bytes")
+    if message.key is not None:
+        _check_text("key", message.key)
     envelope = Envelope(
         message.type, message.content_type, message.correlation_id, message.causation_id, sent_at=message.sent_at
     )
-    copy = Outgoing(
-        to.address, message.id, message.body, message.key, dict(message.headers), envelope, partitions=to.partitions
-    )
+    check_envelope(envelope)
+    id, headers = _check_id(message.id), _check_headers(message.headers)
+    copy = Outgoing(to.address, id, message.body, message.key, headers, envelope, partitions=to.partitions)
     size = len(copy.body) + sum(len(name) + len(value) for name, value in copy.headers.items())
     if size > can.max_body - RESERVE:
         raise too_large(message.id, to, size, can)
     return copy
+
+
+def check_envelope(envelope: Envelope) -> None:
+    """What a caller put there himself. Raises `Unencodable`."""
+    _check_text("type", envelope.type)
+    _check_text("content_type", envelope.content_type)
+    _check_text("correlation_id", envelope.correlation_id)
+    _check_text("causation_id", envelope.causation_id)
+    sent_at = envelope.sent_at
+    if isinstance(sent_at, bool) or not isinstance(sent_at, (int, float)) or not math.isfinite(sent_at):
+        raise Unencodable(f"sent_at {sent_at!r} is no number of seconds")
 
 
 def too_large(id: str, to: Destination[Any], size: int, can: Capabilities) -> MessageTooLarge:
@@ -87,7 +104,7 @@ def _apply(message: Outgoing, to: Destination[Any], options: Mapping[str, Any], 
         raise ConfigError(f"publish has no option {strange!r} (known: {', '.join(sorted(_OPTIONS))})")
     if options.get("id") is not None:
         message.id = _check_id(options["id"])
-    if options.get("headers"):
+    if options.get("headers") is not None:
         message.headers = _check_headers(options["headers"])
     delay = options.get("delay", 0.0)
     if delay:
@@ -105,7 +122,7 @@ def _apply(message: Outgoing, to: Destination[Any], options: Mapping[str, Any], 
     if priority:
         if not to.priorities:
             raise ConfigError(f"priority={priority!r} to {to!r}, which declares no priorities=")
-        if not isinstance(priority, int) or not 0 <= priority < to.priorities:
+        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < to.priorities:
             raise ConfigError(f"priority={priority!r} to {to!r}: a whole number from 0 to {to.priorities - 1}")
         message.priority = priority
 
@@ -128,7 +145,9 @@ def _check_id(id: Any) -> str:
     return str(id)
 
 
-def _check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def _check_headers(headers: Any) -> dict[str, str]:
+    if not isinstance(headers, Mapping):
+        raise Unencodable(f"headers {headers!r} are {type(headers).__name__}, not a mapping of text to text")
     size = 0
     for name, value in headers.items():
         _check_text("header name", name)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import wait
 from typing import Literal
 
 from mqkit._spill import Spill
@@ -27,6 +26,7 @@ from mqkit.errors import (
     NotFound,
     PublishFailed,
     PublishUnknown,
+    StoreDamaged,
     TimedOut,
     Unavailable,
 )
@@ -35,11 +35,14 @@ log = logging.getLogger("mqkit")
 
 Overflow = Literal["block", "reject", "drop_oldest", "drop_newest", "spill"]
 OVERFLOWS: tuple[Overflow, ...] = ("block", "reject", "drop_oldest", "drop_newest", "spill")
+KEPT = 1000  # failures of publish_soon that are kept for flush; of the others only the number
+GIVE_UP = 1.0  # longest time close() waits for its thread to let go of what is not answered
 WINDOW = 1000  # messages with the broker and not yet answered
 BLOCK = 30.0  # longest time publish_soon waits for room
 GROUP = 100  # with group commit: so many are sent although a batch is under way
 LINGER = 0.00005  # ... and so many seconds those just answered have to come back and share the next commit
 RECONNECT = (0.1, 5.0)  # first and longest wait between two attempts to connect
+REFUSED = 1.0  # the same, where nothing changes unless somebody corrects the settings
 
 _address = operator.attrgetter("address")
 
@@ -57,24 +60,33 @@ class PublishPump:
         self._topology = topology
         self._buffer = buffer
         self._overflow = overflow
+        # What is with the broker cannot be dropped: half of the buffer stays here, for newer messages to take its place.
+        self._window = min(WINDOW, max(1, buffer // 2)) if overflow == "drop_oldest" else WINDOW
         self._queue: deque[Ticket] = deque()
+        self._head = threading.Lock()  # over the left end of the queue, and the spill; appending needs none
         self._spill = Spill() if overflow == "spill" else None
-        self._inflight = 0
+        self._batch: Sequence[Ticket] = ()  # being submitted
+        self._inflight = 0  # taken from the queue and not answered
+        self._again: list[Ticket] = []  # of these, what waits for its lost destination to be declared again
         self._grouped = backend.capabilities.group_commit
-        self._room = threading.Condition()
-        self._waiting_for_room = 0
+        self._changed = threading.Condition()  # something was answered, or the bus closes
+        self._watchers = 0  # who wait for that
         self._armed = False
         self._publisher: Publisher | None = None
-        self._closing = False
+        self._closing = False  # nothing new is accepted
+        self._giving_up = False  # and nothing more is sent
         self._arrived = threading.Event()  # wakes the thread while it has no publisher to wake
         self._connected_once = threading.Event()
         self._state: str | None = "not connected yet"  # why nothing can be published now; None: all is well
         self._fatal: MqkitError | None = None
         self._on_resolved = self._resolved  # bound once, not per message
-        self._failures: list[BaseException] = []  # of publish_soon, since the last flush
-        self._undelivered: set[Ticket] = set()  # of publish_soon: flush waits for these
+        self._noting = threading.Lock()
+        self._failed = 0  # of publish_soon, since the last flush
+        self._failures: list[BaseException] = []  # the first of them
+        self._undelivered: set[Ticket] = set()  # of publish_soon: what the buffer holds, and flush waits for
         self._thread = threading.Thread(target=self._run, name=f"mqkit-publish-{name}", daemon=True)
         self._thread.start()
+        self.ident = self._thread.ident  # of the thread that also runs done-callbacks: they cannot wait for it
 
     # -- callers ---------------------------------------------------------------------------------------------------
 
@@ -82,7 +94,11 @@ class PublishPump:
         """Queue one message, whatever the buffer holds; for callers that wait for it and for copies of consumers."""
         ticket = Ticket(message)
         message.token = ticket
-        self._append(ticket)
+        self._queue.append(ticket)
+        if self._closing:
+            self._refuse([ticket])
+        if not self._armed:
+            self._notify()
         return ticket
 
     def send_many(self, messages: Iterable[Outgoing]) -> list[Ticket]:
@@ -91,48 +107,41 @@ class PublishPump:
             ticket = Ticket(message)
             message.token = ticket
             tickets.append(ticket)
-        if self._closing:
-            raise Closed("the bus is closed; open() it again before publishing")
         self._queue.extend(tickets)
-        self._notify()
+        if self._closing:
+            self._refuse(tickets)
+        if not self._armed:
+            self._notify()
         return tickets
 
     def send_soon(self, message: Outgoing, *, on_loop: bool) -> Ticket:
-        """Queue one message under the buffer's policy. May block for room with overflow="block", at most 30 s."""
-        if len(self._queue) + self._inflight >= self._buffer:
+        """
+        Queue one message under the buffer's policy.
+
+        Raises:
+            BufferFull: There was no room; with overflow="block" none for 30 s.
+            BlockingCall: It would have to wait for room, and must not on this thread.
+        """
+        if self._spill is not None:
+            return self._send_or_spill(message, self._spill)
+        if len(self._undelivered) >= self._buffer:
             dropped = self._overflowed(message, on_loop)
             if dropped is not None:
                 return dropped
-        elif self._spill is not None and self._spill.count:
-            return self._spilled(message)
         ticket = Ticket(message)
         message.token = ticket
-        self._undelivered.add(ticket)
         ticket.on_resolved = self._on_resolved
-        self._append(ticket)
+        self._undelivered.add(ticket)
+        self._queue.append(ticket)
+        if self._closing:
+            self._refuse([ticket])
+        if not self._armed:
+            self._notify()
         return ticket
-
-    def has_room(self) -> bool:
-        return self._overflow != "block" or len(self._queue) + self._inflight < self._buffer
-
-    def wait_for_room(self, timeout: float) -> bool:
-        """Wait until the buffer has room. False: it stayed full."""
-        deadline = time.monotonic() + timeout
-        with self._room:
-            self._waiting_for_room += 1
-            try:
-                while len(self._queue) + self._inflight >= self._buffer:
-                    left = deadline - time.monotonic()
-                    if left <= 0 or self._closing:
-                        return False
-                    self._room.wait(left)
-            finally:
-                self._waiting_for_room -= 1
-        return True
 
     def flush(self, timeout: float) -> None:
         """Wait for every `publish_soon` so far; raise what failed since the last flush."""
-        _, late = wait(list(self._undelivered), timeout)
+        late = self._unanswered(timeout)
         if late:
             raise TimedOut(
                 f"{len(late)} messages are not confirmed after {timeout:g} s; {self.trouble() or 'still sending'}"
@@ -149,17 +158,6 @@ class PublishPump:
             if time.monotonic() >= deadline:
                 raise Unavailable(f"no connection within {timeout:g} s: {self._state}")
 
-    def _raise_failures(self) -> None:
-        """What `publish_soon` could not send since the last time somebody asked."""
-        failures, self._failures = self._failures, []
-        if len(failures) == 1:
-            raise failures[0]
-        if failures:
-            kinds = ", ".join(sorted({type(error).__name__ for error in failures}))
-            summary = PublishFailed(f"{len(failures)} messages were not confirmed ({kinds}); first: {failures[0]}")
-            summary.retryable = False
-            raise summary from ExceptionGroup("publish_soon", [e for e in failures if isinstance(e, Exception)])
-
     def trouble(self) -> str | None:
         """Why nothing can be published now; None while it can."""
         publisher = self._publisher
@@ -169,37 +167,41 @@ class PublishPump:
 
     def close(self, timeout: float) -> None:
         """
-        Send what is queued, then end the thread.
+        Send what is queued, then end the thread. What is not answered in time is given up: not sent later, and where the
+        broker has it already, unknown.
 
         Raises:
-            TimedOut: Accepted publishes are undelivered; the text has their number. They are not sent later.
+            TimedOut: Accepted publishes are undelivered; the text has their number.
             PublishFailed: Everything was answered, and some of it failed since the last flush.
         """
         deadline = time.monotonic() + timeout
-        _, late = wait(list(self._undelivered), timeout)
-        with self._room:
+        self._unanswered(timeout)
+        with self._changed:
             self._closing = True
-            self._room.notify_all()
-        publisher = self._publisher
-        if publisher is not None:
-            publisher.wake()
+            self._changed.notify_all()
+        late = list(self._undelivered)
+        self._wake()
         self._arrived.set()
-        self._thread.join(max(1.0, deadline - time.monotonic()))
-        left = [ticket for ticket in late if not ticket.done()]
-        lost = self._fail_queued(Closed("the bus was closed before the message was sent"))
-        if self._spill is not None:
-            lost += self._spill.count
-            self._spill.close()
-        if left or lost:
-            raise TimedOut(
-                f"closed with {max(len(left), lost)} accepted messages undelivered after {timeout:g} s: "
-                f"{self._state or 'the broker did not confirm them'}"
-            )
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        why = self.trouble() or "the broker did not confirm them"
+        if self._thread.is_alive():
+            self._giving_up = True
+            self._fail_queued(_unsent())
+            self._wake()
+            self._arrived.set()
+            self._thread.join(GIVE_UP)
+        self._raise_undelivered(late, f"after {timeout:g} s: {why}")
         self._raise_failures()
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def pending(self) -> bool:
+        """Is anything queued or unanswered?"""
+        with self._head:
+            return bool(self._queue or self._inflight or (self._spill is not None and self._spill.count))
 
     def after_fork(self) -> None:
         """In a forked child, where the thread is not: whoever holds a future of the parent gets an answer."""
@@ -208,119 +210,232 @@ class PublishPump:
         for ticket in [*self._queue, *self._undelivered]:
             ticket.orphan(error)
 
-    # -- the buffer ------------------------------------------------------------------------------------------------
-
-    def _append(self, ticket: Ticket) -> None:
-        if self._closing:
-            raise Closed("the bus is closed; open() it again before publishing")
-        self._queue.append(ticket)
-        self._notify()
-
     def _notify(self) -> None:
-        if not self._armed:
-            self._armed = True
-            publisher = self._publisher
-            if publisher is not None:
-                publisher.wake()
-            else:
-                self._arrived.set()
+        self._armed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        publisher = self._publisher
+        if publisher is not None:
+            publisher.wake()
+        else:
+            self._arrived.set()
+
+    def _refuse(self, tickets: Sequence[Ticket]) -> None:
+        """
+        The bus is closing, which is looked at after queueing: seen before, the thread may have looked for the last time.
+
+        Raises:
+            Closed: None of them will be sent. Where the thread was first it answers them.
+        """
+        withdrawn = claim(tickets)
+        self._undelivered.difference_update(withdrawn)
+        if len(withdrawn) == len(tickets):
+            raise Closed("the bus is closed; open() it again before publishing")
+        self._resolve(withdrawn, _unsent())
+
+    # -- the buffer ------------------------------------------------------------------------------------------------
 
     def _overflowed(self, message: Outgoing, on_loop: bool) -> Ticket | None:
         """What the policy does with a message for which there is no room. None: room was made, queue it."""
         if self._overflow == "block":
-            if on_loop:
-                raise BlockingCall(
-                    f"publish_soon would block for room: {self._buffer} messages are buffered; "
-                    "await bus.aio.publish_soon(...) instead"
-                )
-            if not self.wait_for_room(BLOCK):
-                raise BufferFull(
-                    f"message {message.id} refused: {self._buffer} messages are buffered for {BLOCK:g} s; {self.trouble() or ''}"
-                )
+            self._wait_for_room(message, on_loop)
             return None
-        if self._overflow == "spill":
-            return self._spilled(message)
         full = f"{self._buffer} messages are buffered (overflow={self._overflow!r})"
         if self._overflow == "drop_oldest":
-            while self._queue:
-                oldest = self._queue.popleft()
-                if claim([oldest]):
-                    oldest.resolve(BufferFull(f"message dropped for a newer one: {full}"))
-                    return None
+            self._drop_oldest(BufferFull(f"message dropped for a newer one: {full}"))
             return None
         error = BufferFull(f"message {message.id} not accepted: {full}")
         if self._overflow == "reject":
             raise error
         ticket = Ticket(message)
         ticket.on_resolved = self._on_resolved
-        self._undelivered.add(ticket)
         claim([ticket])
         ticket.resolve(error)
         return ticket
 
-    def _spilled(self, message: Outgoing) -> Ticket:
-        assert self._spill is not None
-        if self._closing:
-            raise Closed("the bus is closed; open() it again before publishing")
+    def _wait_for_room(self, message: Outgoing, on_loop: bool) -> None:
+        full = f"{self._buffer} messages are buffered"
+        if on_loop:
+            raise BlockingCall(f"publish_soon would block for room: {full}; await bus.aio.publish_soon(...) instead")
+        if threading.get_ident() == self.ident:
+            raise BlockingCall(f"publish_soon in a done-callback would wait for its own thread to make room: {full}")
+        deadline = time.monotonic() + BLOCK
+        with self._changed:
+            self._watchers += 1
+            try:
+                while len(self._undelivered) >= self._buffer and not self._closing:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise BufferFull(
+                            f"message {message.id} refused: {full} for {BLOCK:g} s; {self.trouble() or ''}"
+                        )
+                    self._changed.wait(left)
+            finally:
+                self._watchers -= 1
+
+    def _drop_oldest(self, error: BufferFull) -> None:
+        """Give up the oldest message of `publish_soon` that is not with the broker; what others wait for stays."""
+        passed: list[Ticket] = []
+        dropped: list[Ticket] = []
+        with self._head:
+            while self._queue and not dropped:
+                ticket = self._queue.popleft()
+                if ticket.on_resolved is None:
+                    passed.append(ticket)
+                else:
+                    dropped = claim([ticket])
+            self._queue.extendleft(reversed(passed))
+        self._resolve(dropped, error)
+
+    def _send_or_spill(self, message: Outgoing, spill: Spill) -> Ticket:
         ticket = Ticket(message)
         ticket.on_resolved = self._on_resolved
-        self._undelivered.add(ticket)
-        self._spill.put(ticket, message)
-        self._notify()
+        with self._head:
+            if self._closing:
+                raise Closed("the bus is closed; open() it again before publishing")
+            if not spill.count and len(self._undelivered) < self._buffer:
+                message.token = ticket
+                self._queue.append(ticket)
+            else:
+                try:
+                    spill.put(ticket, message)
+                except OSError as exc:
+                    raise BufferFull(
+                        f"message {message.id} refused: {len(self._undelivered)} messages are buffered and the temporary "
+                        f"file for more cannot grow: {exc}"
+                    ) from exc
+            self._undelivered.add(ticket)
+        if not self._armed:
+            self._notify()
         return ticket
 
+    def _unanswered(self, timeout: float) -> list[Ticket]:
+        """Of what `publish_soon` has accepted so far, what has no answer within the timeout."""
+        late = list(self._undelivered)
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._watchers += 1
+            try:
+                while True:
+                    while late and late[-1].answered:
+                        late.pop()
+                    left = deadline - time.monotonic()
+                    if not late or left <= 0:
+                        break
+                    self._changed.wait(left)
+            finally:
+                self._watchers -= 1
+        return [ticket for ticket in late if not ticket.answered]
+
     def _resolved(self, ticket: Ticket, error: BaseException | None) -> None:
+        """A `publish_soon` is about to be answered."""
+        if error is not None:
+            with self._noting:
+                self._failed += 1
+                if len(self._failures) < KEPT:
+                    self._failures.append(error)
         self._undelivered.discard(ticket)
-        if error is not None and len(self._failures) < 1000:
-            self._failures.append(error)
+        if self._watchers and ticket.withdrawn:
+            self._tell_watchers()
+
+    def _resolve(self, tickets: Iterable[Ticket], error: MqkitError) -> None:
+        """Answer what no publisher has."""
+        for ticket in tickets:
+            ticket.resolve(error)
+        if self._watchers:
+            self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _raise_failures(self) -> None:
+        """What `publish_soon` could not send since the last time somebody asked."""
+        with self._noting:
+            failures, self._failures = self._failures, []
+            count, self._failed = self._failed, 0
+        if count == 1:
+            raise failures[0]
+        if count:
+            kinds = ", ".join(sorted({type(error).__name__ for error in failures}))
+            summary = PublishFailed(f"{count} messages were not confirmed ({kinds}); first: {failures[0]}")
+            summary.retryable = False
+            raise summary from ExceptionGroup("publish_soon", [e for e in failures if isinstance(e, Exception)])
+
+    def _raise_undelivered(self, late: Sequence[Ticket], why: str) -> None:
+        """Of what was not answered when the bus began to close."""
+        errors = [ticket.exception() if ticket.done() else PublishUnknown() for ticket in late if not ticket.withdrawn]
+        unknown = sum(isinstance(error, PublishUnknown) for error in errors)
+        unsent = sum(error is not None for error in errors) - unknown
+        if unknown or (unsent and (self._giving_up or any(isinstance(error, Closed) for error in errors))):
+            raise TimedOut(
+                f"closed with {unsent + unknown} accepted messages undelivered ({unsent} not sent; {unknown} with the broker, "
+                f"stored or not) {why}"
+            )
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        wait_for = RECONNECT[0]
-        while not (self._closing and not self.pending):
-            try:
-                publisher = self._backend.publisher()
-            except MqkitError as exc:
-                self._cannot_connect(exc)
-                if self._closing:
-                    break
-                self._arrived.wait(wait_for * random.random() if exc.retryable else 1.0)
-                self._arrived.clear()
-                wait_for = min(RECONNECT[1], wait_for * 2)
-                continue
-            wait_for = RECONNECT[0]
-            self._publisher, self._state, self._fatal = publisher, None, None
-            self._connected_once.set()
-            try:
-                self._serve(publisher)
-            except Lost as exc:
-                self._state = str(exc)
-                log.warning("publisher.lost", extra={"error": str(exc)})
-                self._answer(publisher.abandon())
-                self._topology.forget()
-            except Exception as exc:
-                self._state = f"{type(exc).__name__}: {exc}"
-                log.exception("publisher.failed")
-                self._answer(publisher.abandon())
-            finally:
-                self._publisher = None
-                publisher.close()
-        self._fail_queued(Closed("the bus was closed before the message was sent"))
+        pause = 0.0
+        while not self._finished():
+            self._arrived.wait(pause if self._fatal is not None else pause * random.random())
+            self._arrived.clear()
+            began = time.monotonic()
+            if not self._connected() and self._closing:
+                break
+            if self._fatal is not None:
+                pause = REFUSED
+            elif time.monotonic() - began > RECONNECT[1]:
+                pause = 0.0  # it worked for a while
+            else:
+                pause = min(RECONNECT[1], max(RECONNECT[0], pause * 2))
+        self._fail_queued(_unsent())
 
-    @property
-    def pending(self) -> bool:
-        """Is anything queued or unanswered?"""
-        return bool(self._queue or self._inflight or (self._spill is not None and self._spill.count))
+    def _finished(self) -> bool:
+        return self._closing and (self._giving_up or not self.pending)
+
+    def _connected(self) -> bool:
+        """One connection, from its making to its end. False: there was none."""
+        try:
+            publisher = self._backend.publisher()
+        except Exception as exc:  # noqa: BLE001  whatever a driver raises, the next attempt may succeed
+            self._cannot_connect(exc)
+            return False
+        self._publisher, self._state, self._fatal = publisher, None, None
+        self._connected_once.set()
+        try:
+            self._serve(publisher)
+            if self._inflight:
+                self._abandon(publisher, "the bus was closed")
+        except Lost as exc:
+            self._state = str(exc)
+            log.warning("publisher.lost", extra={"error": str(exc)})
+            self._abandon(publisher, str(exc))
+            self._topology.forget()
+        except Exception as exc:
+            self._state = f"{type(exc).__name__}: {exc}"
+            log.exception("publisher.failed")
+            self._abandon(publisher, self._state)
+        finally:
+            self._publisher = None
+            try:
+                publisher.close()
+            except Exception:
+                log.exception("publisher.close_failed")
+        return True
 
     def _serve(self, publisher: Publisher) -> None:
-        room = min(WINDOW, self._backend.capabilities.max_batch)
+        """Until the bus closes, or the publisher fails."""
+        most = self._backend.capabilities.max_batch
         while True:
             self._armed = False
-            if self._has_window() and (batch := self._take(min(room, WINDOW - self._inflight))):
-                self._submit(publisher, batch)
-            if self._closing and not self.pending:
+            if self._finished():
                 return
+            if self._has_window() and (batch := self._take(min(most, self._window - self._inflight))):
+                self._batch = batch
+                self._submit(publisher, batch)
+                self._batch = ()
             if self._has_window():
                 patience = 0.0 if self._queue else 1.0
             else:
@@ -333,87 +448,108 @@ class PublishPump:
                     time.sleep(LINGER)
 
     def _has_window(self) -> bool:
+        if self._again:
+            return False  # what comes later waits behind what is sent again
         if self._grouped and self._inflight and len(self._queue) < GROUP:
             return False  # it would only wait for the batch under way, and may as well grow meanwhile
-        return self._inflight < WINDOW
+        return self._inflight < self._window
 
     def _take(self, most: int) -> list[Ticket]:
-        queue = self._queue
-        if self._spill is not None and self._spill.count and len(queue) < most:
-            queue.extend(self._spill.take(most))
-        tickets: list[Ticket] = []
-        while queue and len(tickets) < most:
-            try:
-                tickets.append(queue.popleft())
-            except IndexError:  # a caller dropped the oldest meanwhile
-                break
-        return claim(tickets)
+        queue, spill = self._queue, self._spill
+        with self._head:
+            if spill is not None and len(queue) < most:
+                queue.extend(spill.take(most))
+            batch = claim([queue.popleft() for _ in range(min(most, len(queue)))])
+            self._inflight += len(batch)
+        return batch
 
-    def _submit(self, publisher: Publisher, batch: list[Ticket]) -> None:
+    def _submit(self, publisher: Publisher, batch: Sequence[Ticket]) -> None:
         messages = [ticket.outgoing for ticket in batch if ticket.outgoing is not None]
+        if len(messages) < len(batch):
+            error = PublishFailed("not sent: the temporary file of overflow='spill' cannot be read")
+            self._answer([(ticket, error) for ticket in batch if ticket.outgoing is None])
         if self._topology.missing(set(map(_address, messages))):
             messages = self._declared(messages)
         if messages:
-            self._inflight += len(messages)
             publisher.submit(messages)
 
     def _declared(self, messages: list[Outgoing]) -> list[Outgoing]:
         """Declare what these need; the ones whose destination cannot be declared are answered and left out."""
         ready = []
+        refused: list[tuple[Ticket, MqkitError]] = []
         failed: dict[object, MqkitError] = {}
         for message in messages:
             address = message.address
             if address not in failed:
                 try:
                     self._topology.ensure(self._backend, [address])
-                except MqkitError as exc:
-                    failed[address] = exc
+                except Exception as exc:  # noqa: BLE001  told to whoever publishes there; the others go on
+                    failed[address] = _not_sent(exc)
             if address in failed:
-                message.token.resolve(_not_sent(failed[address]))
+                message.token.retried = True
+                refused.append((message.token, failed[address]))
             else:
                 ready.append(message)
+        self._answer(refused)
         return ready
 
     def _answer(self, outcomes: Sequence[tuple[Ticket, MqkitError | None]]) -> None:
         self._inflight -= len(outcomes)
         for ticket, error in outcomes:
-            if error is not None and isinstance(error, NotFound) and ticket.outgoing is not None:
-                self._declare_again(ticket, error)
+            if error is not None and isinstance(error, NotFound) and not ticket.retried:
+                ticket.retried = True
+                self._again.append(ticket)
             else:
                 ticket.resolve(error)
-        if self._waiting_for_room:
-            with self._room:
-                self._room.notify_all()
+        if self._again and not self._inflight:
+            self._send_again()
+        if self._watchers:
+            self._tell_watchers()
 
-    def _declare_again(self, ticket: Ticket, error: NotFound) -> None:
-        """The broker lost a destination that was declared before. Once per message; the second time it is an error."""
-        message = ticket.outgoing
-        if message is None or ticket.retried:
-            ticket.resolve(error)
-            return
-        ticket.retried = True
-        self._topology.forget([message.address])
-        ticket.requeue()
-        self._queue.appendleft(ticket)
+    def _send_again(self) -> None:
+        """
+        The broker lost destinations that were declared before: their messages go back to the front, in their order. Once
+        per message; the second time it is an error. Nothing is under way then, so none of them can pass another.
+        """
+        again, self._again = self._again, []
+        self._topology.forget({ticket.outgoing.address for ticket in again if ticket.outgoing is not None})
+        for ticket in again:
+            ticket.requeue()
+        with self._head:
+            self._queue.extendleft(reversed(again))
 
-    def _cannot_connect(self, error: MqkitError) -> None:
-        self._state = str(error)
-        log.warning("publisher.cannot_connect", extra={"error": str(error)})
-        if not error.retryable:
+    def _abandon(self, publisher: Publisher, why: str) -> None:
+        """Answer whatever the publisher was given: nothing more will be heard of it."""
+        try:
+            outcomes = list(publisher.abandon())
+        except Exception:
+            log.exception("publisher.abandon_failed")
+            outcomes = []
+        told = {ticket for ticket, _ in outcomes}
+        for ticket in self._batch:  # submitting it failed half-way: what a publisher says of the rest is its own affair
+            if ticket.claimed and ticket not in told:
+                outcomes.append(
+                    (ticket, PublishUnknown(f"sent or not, nobody knows: {why}; publish again with the same id"))
+                )
+        self._batch = ()
+        self._inflight = len(outcomes)
+        self._answer(outcomes)
+
+    def _cannot_connect(self, error: Exception) -> None:
+        self._state = str(error) if isinstance(error, MqkitError) else f"{type(error).__name__}: {error}"
+        log.warning("publisher.cannot_connect", extra={"error": self._state})
+        if isinstance(error, MqkitError) and not error.retryable:
             self._fatal = error
             self._fail_queued(error)
 
-    def _fail_queued(self, error: MqkitError) -> int:
-        count = 0
-        while self._queue:
-            try:
-                ticket = self._queue.popleft()
-            except IndexError:
-                break
-            if claim([ticket]):
-                ticket.resolve(error)
-                count += 1
-        return count
+    def _fail_queued(self, error: MqkitError) -> None:
+        waiting: list[Ticket] = []
+        with self._head:
+            while self._queue:
+                waiting.append(self._queue.popleft())
+            if self._spill is not None:
+                waiting += self._spill.clear()
+        self._resolve(claim(waiting), error)
 
 
 def wait_for_ticket(ticket: Ticket, timeout: float, why: Callable[[], str | None]) -> str:
@@ -445,10 +581,14 @@ def expire(ticket: Ticket, message: Outgoing | None, timeout: float, trouble: st
     ) from None
 
 
-def _not_sent(error: MqkitError) -> MqkitError:
-    if isinstance(error, (ConfigError, Denied, NotFound, PublishFailed)):
+def _unsent() -> Closed:
+    return Closed("the bus was closed before the message was sent")
+
+
+def _not_sent(error: Exception) -> MqkitError:
+    if isinstance(error, (ConfigError, Denied, NotFound, PublishFailed, StoreDamaged)):
         return error
-    wrapped = PublishFailed(f"not sent: {error}")
+    wrapped = PublishFailed(f"not sent: {error if isinstance(error, MqkitError) else repr(error)}")
     wrapped.__cause__ = error
-    wrapped.retryable = error.retryable
+    wrapped.retryable = isinstance(error, MqkitError) and error.retryable
     return wrapped

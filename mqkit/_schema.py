@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from mqkit._text import text_of
 from mqkit.codecs import JSON, MSGPACK, Codec, is_pydantic
 from mqkit.envelope import Envelope
 from mqkit.errors import ConfigError, Undecodable, Unencodable
@@ -68,8 +69,9 @@ class Schema:
             return decode(body)
         except Undecodable:
             raise
-        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as exc:
-            raise Undecodable(f"body of {len(body)} bytes does not fit {self._name!r}: {exc}") from exc
+        except Exception as exc:  # a payload class may raise what it likes when it is made
+            why = text_of(exc) or type(exc).__name__
+            raise Undecodable(f"body of {len(body)} bytes does not fit {self._name!r}: {why}") from exc
 
     def _admit(self, payload: Any) -> str:
         """The wire name of a payload whose class was not met before. Raises `Unencodable` for a foreign class."""

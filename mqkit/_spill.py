@@ -1,65 +1,100 @@
-"""Where publishes wait when the buffer is full and `overflow="spill"`: a temporary file, in order."""
+"""Where publishes wait when the buffer is full and `overflow="spill"`: temporary files, in order."""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
+from contextlib import suppress
 
 import msgspec
 
 from mqkit._ticket import Ticket
 from mqkit.backends.base import Outgoing
 
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Outgoing)
+
 
 class Spill:
     """
-    A first-in first-out file of messages. The tickets stay in memory, the bodies do not.
+    First in, first out. The tickets stay in memory, the bodies do not. Whoever uses it holds its owner's lock.
 
-    It outlives a slow broker, not the process: a crash loses what is in it, as it loses what is in the buffer.
+    One file is read while the other is written; when the first is used up it is emptied and they change places, so the
+    space they take follows what waits. They outlive a slow broker, not the process: a crash loses what is in them, as it
+    loses what is in the buffer.
     """
+
+    def __init__(self) -> None:
+        self._halves: tuple[_Half, _Half] | None = None  # the one read, the one written; made by the first message
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self._halves)) if self._halves is not None else 0
+
+    def put(self, ticket: Ticket, message: Outgoing) -> None:
+        """Raises OSError when the file cannot grow; the message is not accepted then, and the others are unharmed."""
+        if self._halves is None:
+            self._halves = (_Half(), _Half())
+        message.token = None
+        self._halves[1].append(ticket, _encoder.encode(message))
+        ticket.outgoing = None
+
+    def take(self, most: int) -> list[Ticket]:
+        """The oldest messages, back in memory. A ticket without one: it cannot be read any more."""
+        tickets: list[Ticket] = []
+        while self._halves is not None and self.count and len(tickets) < most:
+            reading, writing = self._halves
+            if not reading:
+                reading, writing = self._halves = writing, reading
+            while reading and len(tickets) < most:
+                tickets.append(reading.popleft())
+        return tickets
+
+    def clear(self) -> list[Ticket]:
+        """Forget everything, and who waited."""
+        halves, self._halves = self._halves, None
+        return [ticket for half in halves or () for ticket in half.close()]
+
+
+class _Half:
+    """A file that is first written, then read."""
 
     def __init__(self) -> None:
         import tempfile  # which brings five compression modules along, for the few who spill
 
-        self._lock = threading.Lock()
-        self._file = tempfile.TemporaryFile(prefix="mqkit-spill-")  # noqa: SIM115  lives as long as the pump
-        self._waiting: deque[tuple[Ticket, int, int]] = deque()  # ticket, offset, length
+        # Unbuffered: what a full disk refuses must not be in a buffer that the next write flushes.
+        self._file = tempfile.TemporaryFile(prefix="mqkit-spill-", buffering=0)  # noqa: SIM115  lives as long as the pump
+        self._places: deque[tuple[Ticket, int, int]] = deque()  # offset, length
         self._end = 0
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Outgoing)
 
-    @property
-    def count(self) -> int:
-        return len(self._waiting)
+    def __len__(self) -> int:
+        return len(self._places)
 
-    def put(self, ticket: Ticket, message: Outgoing) -> None:
-        """Raises OSError when the file cannot grow; the message is not accepted then."""
-        message.token = None
-        frame = self._encoder.encode(message)
-        with self._lock:
+    def append(self, ticket: Ticket, frame: bytes) -> None:
+        left = memoryview(frame)
+        try:
             self._file.seek(self._end)
-            self._file.write(frame)
-            self._waiting.append((ticket, self._end, len(frame)))
-            self._end += len(frame)
-        ticket.outgoing = None
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+        self._places.append((ticket, self._end, len(frame)))
+        self._end += len(frame)
 
-    def take(self, most: int) -> list[Ticket]:
-        """The oldest messages, back in memory."""
-        tickets: list[Ticket] = []
-        with self._lock:
-            while self._waiting and len(tickets) < most:
-                ticket, offset, length = self._waiting.popleft()
-                self._file.seek(offset)
-                message = self._decoder.decode(self._file.read(length))
-                message.token = ticket
-                ticket.outgoing = message
-                tickets.append(ticket)
-            if not self._waiting:
+    def popleft(self) -> Ticket:
+        ticket, offset, length = self._places.popleft()
+        with suppress(OSError, msgspec.MsgspecError):
+            self._file.seek(offset)
+            message = _decoder.decode(self._file.read(length))
+            message.token = ticket
+            ticket.outgoing = message
+        if not self._places:
+            self._end = 0
+            with suppress(OSError):
                 self._file.truncate(0)
-                self._end = 0
-        return tickets
+        return ticket
 
-    def close(self) -> None:
-        with self._lock:
-            self._waiting.clear()
-            self._file.close()
+    def close(self) -> list[Ticket]:
+        self._file.close()
+        return [ticket for ticket, _, _ in self._places]

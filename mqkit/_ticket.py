@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import Any
 
 from mqkit.backends.base import Outgoing
@@ -16,8 +17,9 @@ from mqkit.backends.base import Outgoing
 _claims = threading.Lock()
 _making = threading.Lock()
 
-
-_LATE: dict[str, Callable[[], Any]] = {"_condition": threading.Condition, "_waiters": list, "_done_callbacks": list}
+_DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
+_LATE: dict[str, Callable[[], Any]] = {"_later": threading.Condition, "_waiters": list, "_done_callbacks": list}
+_SHUT = object()
 
 
 class Ticket(Future[str]):
@@ -25,8 +27,8 @@ class Ticket(Future[str]):
     A `concurrent.futures.Future` of the message id.
 
     `Future.__init__` makes a Condition, which costs more than all the rest of a publish. Here it is made by the first
-    who needs one; resolving writes the result before it looks for a condition, and a waiter makes the condition before
-    it looks for a result, so neither misses the other.
+    who needs one, unless resolving was first and shut the door: one `setdefault` decides. Whoever has a condition of an
+    unresolved ticket may count on its state not changing while he holds it, as `concurrent.futures.wait` does.
     """
 
     # What most tickets never change stands here, once, and is not written per publish.
@@ -47,41 +49,69 @@ class Ticket(Future[str]):
         with _making:
             return self.__dict__.setdefault(name, make())
 
+    @property
+    def _condition(self) -> Any:  # type: ignore[override]
+        # A property goes before the instance, where `Future` would look.
+        door = self.__dict__.get("_door") or self.__dict__.setdefault("_door", threading.Condition())
+        if door is not _SHUT:
+            return door
+        while self._state != FINISHED:  # which is the very next thing that happens
+            time.sleep(0)
+        return self._later
+
     def wait(self, timeout: float) -> bool:
         """By the one caller who has this ticket: is it resolved within so many seconds? A bare lock, no Condition."""
         bell = threading.Lock()
         bell.acquire()
         self._bell = bell
         # Resolving writes the state before it looks for a bell, so one of the two sees the other.
-        return self._state == FINISHED or bell.acquire(timeout=max(0.0, timeout))
+        return self._state in _DONE or bell.acquire(timeout=max(0.0, timeout))
 
     def resolve(self, error: BaseException | None) -> None:
         """By the pump, once: the message id, or the error."""
         outgoing = self.outgoing
+        if self.on_resolved is not None:
+            self.on_resolved(self, error)  # first: who finds nothing left to wait for must find what failed
         if error is None:
             self._result = outgoing.id if outgoing is not None else ""
         else:
             self._exception = error
         self.outgoing = None  # a future kept by its caller must not keep the body
-        self._state = FINISHED
-        if self._bell is not None:
-            self._bell.release()
-        if self.on_resolved is not None:
-            self.on_resolved(self, error)
-        condition = self.__dict__.get("_condition")
-        if condition is None:
+        door = self.__dict__.setdefault("_door", _SHUT)
+        if door is _SHUT:
+            self._state = FINISHED
+            if self._bell is not None:
+                self._bell.release()
             return
-        with condition:
+        with door:
+            self._state = FINISHED
             for waiter in self._waiters:
                 waiter.add_result(self) if error is None else waiter.add_exception(self)
-            condition.notify_all()
+            door.notify_all()
+        if self._bell is not None:
+            self._bell.release()
         self._invoke_callbacks()
 
     def orphan(self, error: BaseException) -> None:
         """In a forked child: answer without touching a lock that a thread of the parent may have held."""
         if self._state != FINISHED:
-            self.__dict__.pop("_condition", None)
+            self.__dict__.pop("_door", None)
             self._exception, self._state = error, FINISHED
+
+    @property
+    def answered(self) -> bool:
+        """As `done`, without a lock."""
+        return self._state in _DONE
+
+    @property
+    def withdrawn(self) -> bool:
+        """As `cancelled`, without a lock."""
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    @property
+    def claimed(self) -> bool:
+        """As `running`, without a lock: with the broker, or on its way there."""
+        return self._state == RUNNING
 
     def requeue(self) -> None:
         """By the pump, instead of `resolve`: the broker did not take it, it may be claimed again."""
@@ -89,15 +119,19 @@ class Ticket(Future[str]):
 
     def cancel(self) -> bool:
         """Withdraw the message. True: it was not handed to the broker and never will be."""
-        with _claims:
-            if self._state in (RUNNING, FINISHED):
-                return False
-            if self._state == PENDING:
-                self._state = CANCELLED
+        with self._condition:
+            with _claims:
+                if self._state != PENDING:
+                    return self._state == CANCELLED_AND_NOTIFIED
+                self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self.outgoing = None
+        if self._bell is not None:
+            self._bell.release()
         if self.on_resolved is not None:
             self.on_resolved(self, None)
-        with self._condition:
-            self._condition.notify_all()
         self._invoke_callbacks()
         return True
 
@@ -120,6 +154,4 @@ def claim(tickets: Iterable[Ticket]) -> list[Ticket]:
             if ticket._state == PENDING:
                 ticket._state = RUNNING
                 claimed.append(ticket)
-            elif ticket._state == CANCELLED:
-                ticket._state = CANCELLED_AND_NOTIFIED
     return claimed

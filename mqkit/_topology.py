@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -26,8 +28,8 @@ class Topology:
         self._mode = mode
         self._lock = threading.Lock()
         self._destinations: dict[str, Destination[Any]] = {}
-        self._noted: set[int] = set()  # id() of destinations already compared; they are kept alive below
-        self._kept: list[Destination[Any]] = []
+        # Destinations already compared, by id(). Not kept alive: a program may make one per message.
+        self._noted: dict[int, weakref.ref[Destination[Any]]] = {}
         self._declarations: dict[Address, list[Declaration]] = {}
         self._done: set[Address] = set()
 
@@ -47,8 +49,7 @@ class Topology:
                     raise ConfigError(
                         f"{destination!r} is declared with {option}={value!r} here and {option}={other!r} elsewhere on this bus"
                     )
-            self._kept.append(destination)
-            self._noted.add(id(destination))
+            self._noted[id(destination)] = weakref.ref(destination, partial(_forget, self._noted, id(destination)))
             declarations = declarations_of(destination, backend_name) if destination.declare else []
             noted = self._declarations.setdefault(destination.address, [])
             fresh = [one for one in declarations if one not in noted]
@@ -100,6 +101,11 @@ class Topology:
     def destinations(self) -> list[Destination[Any]]:
         with self._lock:
             return list(self._destinations.values())
+
+
+def _forget(noted: dict[int, Any], id: int, _: object) -> None:
+    """A destination is gone, and its id() may be another's next."""
+    noted.pop(id, None)
 
 
 def declarations_of(destination: Destination[Any], backend_name: str) -> list[Declaration]:

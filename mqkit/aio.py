@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from mqkit._publish import BLOCK, expire
 from mqkit._ticket import Ticket
+from mqkit._timeout import check_timeout
 from mqkit.backends.base import Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic
-from mqkit.errors import BufferFull, Closed, ConfigError, PublishFailed, PublishUnknown
+from mqkit.errors import BlockingCall, BufferFull, Closed, ConfigError, PublishFailed, PublishUnknown
 from mqkit.health import Health
 from mqkit.message import DeadLetter, Delivery, Message, PublishOptions
 from mqkit.patterns.dead_letter import DeadLetters, Filter
@@ -62,8 +63,8 @@ class AsyncBus:
         self, to: Destination[P], payload: P, *, timeout: float = 10.0, **options: Unpack[PublishOptions]
     ) -> str:
         """As `Bus.publish`. Cancelling it leaves the outcome unknown."""
-        if options.get("native") is not None:
-            raise ConfigError("native= uses a transaction of yours on its own thread; call bus.publish there")
+        check_timeout("publish", timeout)
+        _refuse_native("publish", options)
         message = self._bus.prepare(to, payload, options)
         return await self._sent(message, timeout)
 
@@ -71,20 +72,24 @@ class AsyncBus:
         self, to: Destination[P], payload: P, **options: Unpack[PublishOptions]
     ) -> asyncio.Future[str]:
         """As `Bus.publish_soon`; waits for room without blocking the loop."""
+        message = self._bus.prepare_soon(to, payload, options)
         pump = self._bus.publish_pump
         deadline = time.monotonic() + BLOCK
-        while not pump.has_room():
-            if time.monotonic() > deadline:
-                raise BufferFull(
-                    f"no room in the publish buffer for {BLOCK:g} s: {pump.trouble() or 'the broker is slow'}"
-                )
+        while True:
+            try:
+                return asyncio.wrap_future(pump.send_soon(message, on_loop=True))
+            except BlockingCall:  # no room, and asked beforehand there might have been
+                if time.monotonic() > deadline:
+                    raise BufferFull(
+                        f"no room in the publish buffer for {BLOCK:g} s: {pump.trouble() or 'the broker is slow'}"
+                    ) from None
             await asyncio.sleep(0.005)
-        return asyncio.wrap_future(self._bus.publish_soon(to, payload, **options))
 
     async def publish_many(
         self, to: Destination[P], payloads: Sequence[P], *, timeout: float = 30.0, **options: Unpack[PublishOptions]
     ) -> list[str | PublishFailed]:
         """As `Bus.publish_many`."""
+        _refuse_native("publish_many", options)
         return await _threaded(lambda: self._bus.publish_many(to, payloads, timeout=timeout, **options))
 
     async def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
@@ -181,6 +186,11 @@ class AsyncBus:
             raise
 
 
+def _refuse_native(verb: str, options: Mapping[str, Any]) -> None:
+    if options.get("native") is not None:
+        raise ConfigError(f"native= uses a transaction of yours on its own thread; call bus.{verb} there")
+
+
 def _settle(done: asyncio.Future[None]) -> None:
     if not done.done():  # whoever waited was not cancelled
         done.set_result(None)
@@ -212,6 +222,7 @@ class AsyncSubscription(Generic[T]):
 
     async def receive(self, *, max: int = 1, timeout: float = 1.0) -> list[Delivery[T]]:
         """As `Subscription.receive`."""
+        check_timeout("receive", timeout)
         return await self._receive(max, timeout)
 
     async def _receive(self, max: int, timeout: float | None) -> list[Delivery[T]]:

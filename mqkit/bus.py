@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +19,13 @@ from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
 from mqkit._registry import known_schemes
 from mqkit._settings import Settings
 from mqkit._ticket import Ticket
+from mqkit._timeout import check_timeout
 from mqkit._topology import Mode
 from mqkit._url import Url
 from mqkit.aio import AsyncBus
 from mqkit.backends.base import Address, Admin, Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
-from mqkit.errors import BlockingCall, ConfigError, PublishFailed
+from mqkit.errors import BlockingCall, ConfigError, MqkitError, PublishFailed, PublishUnknown
 from mqkit.handlers import Handlers, Provider, Registration
 from mqkit.health import Health
 from mqkit.message import Message, PublishOptions, current
@@ -108,25 +110,26 @@ class Bus(Handlers):
             TimedOut: Withdrawn in time, not sent.
             PublishUnknown: Sent or not, nobody knows; publish again with the same `id`.
             PublishFailed, Denied, NotFound, TopologyMismatch: The broker refused; not sent.
-            BlockingCall: The calling thread runs an event loop; await `bus.aio.publish`.
+            BlockingCall: The calling thread runs an event loop, await `bus.aio.publish`; or a done-callback of `publish_soon`.
         """
-        if asyncio._get_running_loop() is not None:
+        pump = self._link.pump
+        if asyncio._get_running_loop() is not None or (pump is not None and pump.ident == threading.get_ident()):
             self.blocking("publish")
+        check_timeout("publish", timeout)
         message = self._link.prepare(to, payload, options)
         if (native := options.get("native")) is not None:
-            return self._link.publish_within(message, native)
-        pump = self._link.pump or self._link.publish_pump
+            return self._link.publish_within([message], native)[0]
+        pump = pump or self._link.publish_pump
         return wait_for_ticket(pump.send(message), timeout, pump.trouble)
 
     def publish_soon(self, to: Destination[P], payload: P, **options: Unpack[PublishOptions]) -> Future[str]:
         """
         Send a message without waiting; the future gives its id, or raises as `publish` does.
 
-        Order is kept. What fails is raised again by the next `flush` or `close`, so the future may be dropped.
+        Order is kept. What fails is raised again by the next `flush` or `close`, so the future may be dropped. Its
+        done-callbacks run on the thread that publishes and must not block.
         """
-        message = self._link.prepare(to, payload, options)
-        if options.get("native") is not None:
-            raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
+        message = self.prepare_soon(to, payload, options)
         pump = self._link.pump or self._link.publish_pump
         return pump.send_soon(message, on_loop=asyncio._get_running_loop() is not None)
 
@@ -140,18 +143,25 @@ class Bus(Handlers):
             Unencodable, ConfigError: One of them can never be sent; none was.
         """
         self.blocking("publish_many")
+        check_timeout("publish_many", timeout)
         if options.get("id") is not None:
             raise ConfigError("publish_many gives each message its own id; use publish(id=...)")
         messages = [self._link.prepare(to, payload, options) for payload in payloads]
-        tickets = self.publish_pump.send_many(messages)
-        return self._outcomes(tickets, messages, time.monotonic() + timeout)
+        if (native := options.get("native")) is not None:
+            return list(self._link.publish_within(messages, native))
+        deadline = time.monotonic() + timeout
+        pump = self._link.publish_pump
+        tickets = pump.send_many(messages)
+        return [_outcome(ticket, message, deadline, pump) for ticket, message in zip(tickets, messages, strict=True)]
 
     def forward(self, to: Destination[Any], message: Message, *, timeout: float = 10.0) -> str:
         """Send a message on: body, headers, key and id untouched. Raises as `publish`."""
         self.blocking("forward")
+        check_timeout("forward", timeout)
         self._link.note(to)
         copy = forwarded(to, message, self._link.backend.capabilities)
-        return wait_for_ticket(self.publish_pump.send(copy), timeout, self.publish_pump.trouble)
+        pump = self._link.publish_pump
+        return wait_for_ticket(pump.send(copy), timeout, pump.trouble)
 
     def flush(self, *, timeout: float = 30.0) -> None:
         """
@@ -162,6 +172,8 @@ class Bus(Handlers):
             TimedOut: Some are not answered yet; they are still being sent.
         """
         self.blocking("flush")
+        check_timeout("flush", timeout)
+        self._link.check()
         if self._link.pump is not None:
             self._link.pump.flush(timeout)
 
@@ -259,6 +271,7 @@ class Bus(Handlers):
             Unavailable: No connection within `timeout` seconds.
         """
         self.blocking("open")
+        check_timeout("open", timeout)
         self._link.reopen()
         self._check()
         self._link.publish_pump.wait_connected(timeout)
@@ -271,12 +284,15 @@ class Bus(Handlers):
         what is queued is sent. Later use raises `Closed`.
 
         Raises:
-            TimedOut: Accepted publishes are undelivered after `timeout` seconds, and lost with this process.
+            TimedOut: Accepted publishes are undelivered after `timeout` seconds: their futures say which were not sent, and
+                for which that is unknown. None is sent later.
             PublishFailed: What `publish_soon` sent since the last flush was refused.
-            BlockingCall: The calling thread runs an event loop, or is a handler of this bus, for which it would wait.
+            BlockingCall: The calling thread runs an event loop, a handler of this bus, or a done-callback of `publish_soon`: it
+                would wait for itself.
             Whatever a `per="worker"` provider raised at its end, when all the rest was closed.
         """
         self.blocking("close")
+        check_timeout("close", timeout)
         self.refuse_in_handler("close")
         self._link.close(timeout)
 
@@ -368,11 +384,26 @@ class Bus(Handlers):
     ) -> Outgoing:
         return self._link.prepare(to, payload, options, id=id, staged=staged)
 
+    def prepare_soon(self, to: Destination[Any], payload: Any, options: Mapping[str, Any]) -> Outgoing:
+        """As `prepare`, for `publish_soon` of either face."""
+        message = self._link.prepare(to, payload, options)
+        if options.get("native") is not None:
+            raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
+        return message
+
     def blocking(self, verb: str) -> None:
-        """Raises `BlockingCall` when the calling thread runs an event loop."""
+        """Raises `BlockingCall` on a thread that must not wait: it runs an event loop, or a done-callback of ours."""
         if asyncio._get_running_loop() is not None:
             raise BlockingCall(
                 f"bus.{verb} would block the event loop that runs on this thread; await bus.aio.{verb} instead"
+            )
+        self._refuse_done_callback(verb)
+
+    def _refuse_done_callback(self, verb: str) -> None:
+        pump = self._link.pump
+        if pump is not None and pump.ident == threading.get_ident():
+            raise BlockingCall(
+                f"bus.{verb} in a done-callback of publish_soon would wait for the thread that runs it; call it from another"
             )
 
     def admin_of(self, address: Address) -> Admin:
@@ -402,32 +433,28 @@ class Bus(Handlers):
         if any(isinstance(user, Worker) for user in self._link.users):
             raise ConfigError(f"{self!r} consumes already; register handlers before its worker starts")
 
-    def _outcomes(
-        self, tickets: Sequence[Ticket], messages: Sequence[Outgoing], deadline: float
-    ) -> list[str | PublishFailed]:
-        results: list[str | PublishFailed] = []
-        for ticket, message in zip(tickets, messages, strict=True):
-            try:
-                results.append(
-                    wait_for_ticket(ticket, max(0.0, deadline - time.monotonic()), self.publish_pump.trouble)
-                )
-            except PublishFailed as exc:
-                results.append(exc)
-            except Exception as exc:  # noqa: BLE001  one outcome per message, whatever it is
-                results.append(_as_failed(message, exc))
-        return results
-
     def _after_fork(self) -> None:
         """In a forked child: unopened; what was inherited is forgotten, never closed."""
         self._link.orphan()
         self._link = Link(self.name, self._url, **self._options)
 
 
-def _as_failed(message: Outgoing, error: Exception) -> PublishFailed:
-    failed = PublishFailed(f"message {message.id} was not sent: {error}")
-    failed.retryable = bool(getattr(error, "retryable", False))
-    failed.__cause__ = error
-    return failed
+def _outcome(ticket: Ticket, message: Outgoing, deadline: float, pump: PublishPump) -> str | PublishFailed:
+    try:
+        return wait_for_ticket(ticket, max(0.0, deadline - time.monotonic()), pump.trouble)
+    except PublishFailed as exc:
+        return exc
+    except MqkitError as exc:  # TimedOut, Denied, ...: each says that nothing was sent
+        failed = PublishFailed(f"message {message.id} was not sent: {exc}")
+        failed.retryable = exc.retryable
+        failed.__cause__ = exc
+        return failed
+    except Exception as exc:  # noqa: BLE001  one outcome per message, whatever it is
+        unknown = PublishUnknown(
+            f"message {message.id}: sent or not, nobody knows: {exc!r}; publish again with the same id"
+        )
+        unknown.__cause__ = exc
+        return unknown
 
 
 def _shown(url: str) -> str:

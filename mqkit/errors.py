@@ -20,7 +20,7 @@
     ├── StoreDamaged                the file or store is corrupt; nothing is repaired silently
     ├── LeaseLost                   a delivery went to another consumer meanwhile
     ├── Closed                      used after close() or in the wrong process
-    └── BlockingCall                a blocking verb on a thread whose event loop runs
+    └── BlockingCall                a blocking verb on a thread whose event loop runs, or that must not wait
 
 The verdicts (`RetryLater`, `Reject`, `Ack`) and `RemoteError` are no errors of mqkit and stand outside the tree.
 """
@@ -119,4 +119,7 @@ class Closed(MqkitError):
 
 
 class BlockingCall(MqkitError):
-    """A blocking verb was called on a thread whose event loop runs; the message names its awaitable twin."""
+    """
+    A blocking verb was called on a thread whose event loop runs, and the message names its awaitable twin; or in a
+    done-callback of `publish_soon`.
+    """

@@ -192,8 +192,8 @@ class Handlers:
                 thread cannot be stopped, so a `def` is reported stuck and fails when it ends.
             order: "key" runs one message of a key at a time, in publish order, also while one is retried; "none" promises
                 nothing. Left out: "key" where the destination declares `key=`.
-            promise: "at_most_once" settles before the handler runs and never retries; "exactly_once" settles together
-                with what `delivery.publish` staged, in one transaction.
+            promise: "at_most_once" settles right before the handler runs and never retries, without order by key;
+                "exactly_once" settles together with what `delivery.publish` staged, in one transaction.
             where: Asked before decoding; False skips the message, settled as done and counted.
             settle: "manual" leaves settling to `delivery.ack`, `retry`, `reject` or `fail`.
 
@@ -244,6 +244,17 @@ class Handlers:
 
     def wrap(self, middleware: Middleware) -> Middleware:
         """Enter the context manager that `middleware(delivery)` returns around each handler; the first added is outermost."""
+        if not callable(middleware):
+            raise ConfigError(f"wrap({middleware!r}): takes a function of a delivery that returns a context manager")
+        if inspect.isgeneratorfunction(middleware) or inspect.isasyncgenfunction(middleware):
+            raise ConfigError(
+                f"wrap({show(middleware)}): a generator function is no context manager yet; decorate it with "
+                "contextlib.contextmanager or asynccontextmanager"
+            )
+        if inspect.iscoroutinefunction(middleware):
+            raise ConfigError(
+                f"wrap({show(middleware)}): an async def returns no context manager; make it an asynccontextmanager"
+            )
         self._open_for_registration()
         self._middlewares.append(middleware)
         return middleware
@@ -303,6 +314,12 @@ def check(registration: Registration) -> None:
     timeout = registration.timeout
     if timeout is not None and not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
         raise ConfigError(f"on({name}): timeout={timeout!r} must be seconds above 0")
+    if registration.batch is not None and not isinstance(registration.batch, Batch):
+        raise ConfigError(f"on({name}): batch={registration.batch!r} must be a Batch(size=..., age=...)")
+    if registration.retry is not None and not isinstance(registration.retry, Retry):
+        raise ConfigError(f"on({name}): retry={registration.retry!r} must be a Retry(...)")
+    if registration.where is not None and not callable(registration.where):
+        raise ConfigError(f"on({name}): where={registration.where!r} must be a function of a Message")
     if registration.order not in (None, "none", "key"):
         raise ConfigError(f'on({name}): order={registration.order!r} must be "key" or "none"')
     if registration.order == "key" and source.key is None:
@@ -315,6 +332,11 @@ def check(registration: Registration) -> None:
         if registration.settle == "manual":
             raise ConfigError(
                 f'on({name}): promise="at_most_once" settles before the handler; settle="manual" has no meaning'
+            )
+        if source.key is not None and registration.order != "none" and not isinstance(source, Broadcast):
+            raise ConfigError(
+                f'on({name}): promise="at_most_once" settles before the handler, so the next message of a key may start '
+                'elsewhere meanwhile; say order="none", or choose another promise'
             )
     if registration.settle not in ("auto", "manual"):
         raise ConfigError(f'on({name}): settle={registration.settle!r} must be "auto" or "manual"')
@@ -344,6 +366,8 @@ def check_handler(registration: Registration) -> None:
     if not parameters:
         raise ConfigError(f"handler {name} takes no parameter; its first one receives the payload")
     first = parameters[0]
+    if not by_position(handler):
+        raise ConfigError(f"handler {name}: the payload is passed by position, and {first.name!r} is keyword-only")
     annotation = hints.get(first.name, Any)
     if registration.batch is not None:
         if annotation is not Any and typing.get_origin(annotation) is not list and annotation is not list:
@@ -360,6 +384,12 @@ def check_handler(registration: Registration) -> None:
 def positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters a caller may fill, variadic ones left out."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one for one in inspect.signature(function).parameters.values() if one.kind not in kinds]
+
+
+def by_position(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters that take what is passed without a name."""
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     return [one for one in inspect.signature(function).parameters.values() if one.kind not in kinds]
 
 

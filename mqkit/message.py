@@ -84,7 +84,9 @@ class Holder(Protocol):
 
     def stage(
         self, delivery: Delivery[Any], to: Destination[Any], payload: Any, via: Any, options: PublishOptions
-    ) -> Outgoing: ...
+    ) -> Outgoing:
+        """Encode a message and add it to what is sent with this delivery. From any thread."""
+        ...
 
 
 class Delivery(Generic[T]):
@@ -165,11 +167,7 @@ class Delivery(Generic[T]):
         """
         if self._settled:
             raise ConfigError(f"{self!r} is settled already: publish before settling, or use bus.publish")
-        outgoing = self._holder.stage(self, to, payload, via, options)
-        if self._staged is None:
-            self._staged = []
-        self._staged.append((via, outgoing))
-        return outgoing.id
+        return self._holder.stage(self, to, payload, via, options).id
 
     def ack(self) -> None:
         """Settle as done. Only with `settle="manual"` or in a pull loop; the first settlement wins."""
@@ -185,6 +183,8 @@ class Delivery(Generic[T]):
 
     def fail(self, error: Exception) -> None:
         """Let the retry policy judge this one. In a batch handler, or where settling is manual."""
+        if not isinstance(error, BaseException):
+            raise ConfigError(f"fail({error!r}): takes the exception for the retry policy to judge")
         if self._holder.by_member and not self._holder.explicit:
             if not self._settled:
                 self._settled = True

@@ -14,6 +14,7 @@ from mqkit._listen import Ear, listening_of
 from mqkit._mailbox import Mailbox
 from mqkit._registry import known_schemes
 from mqkit._settings import Settings, needs
+from mqkit._timeout import check_timeout
 from mqkit._topology import source_declaration
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
 from mqkit.errors import Closed, ConfigError, Unavailable, Undecodable
@@ -81,6 +82,7 @@ class Subscription(Generic[T]):
         self._bus.blocking("subscription(...).receive")
         if not isinstance(max, int) or max < 1:
             raise ConfigError(f"receive(max={max!r}): a whole number, 1 or more")
+        check_timeout("receive", timeout)
         self.open()
         deadline = time.monotonic() + timeout
         taken: list[Delivery[T]] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mqkit._call import Call, compile_call, is_async
 from mqkit._consume import ConsumePump
 from mqkit._crew import Crew, LoopTasks, Threads
-from mqkit._provide import recipe_for
+from mqkit._provide import Step, worker_steps
 from mqkit._settings import Settings, needs
 from mqkit._stopping import stopping
 from mqkit._topology import source_declaration
@@ -185,10 +185,10 @@ class Worker:
         return self._own_loop.loop
 
     def _build(self, entries: list[Any], loop: asyncio.AbstractEventLoop | None) -> None:
-        bus, link = self._bus, self._link
+        link = self._link
         values: dict[int, Any] = {}
         for registration, providers, middlewares, settings in entries:
-            given = {**_always(bus), **self._worker_values(providers, values, loop)}
+            given = self._worker_values(providers, values, loop)
             call = compile_call(registration, providers, middlewares, given)
             pump = ConsumePump(settings, link.backend, link.topology, link, self._observe)
             self.consumers.append(pump)
@@ -215,31 +215,19 @@ class Worker:
     def _worker_values(
         self, providers: dict[Any, Provider], made: dict[int, Any], loop: asyncio.AbstractEventLoop | None
     ) -> dict[Any, Any]:
-        """Values of `per="worker"` providers, each entered once per worker, in the order they were registered."""
-        values: dict[Any, Any] = {}
-        for type, provider in providers.items():
-            if provider.per != "worker":
-                continue
-            if id(provider) not in made:
-                made[id(provider)] = self._enter(type, providers, {**_always(self._bus), **values}, loop)
-            values[type] = made[id(provider)]
+        """By type: what is always there, and the values of `per="worker"` providers, each entered once per worker."""
+        values = _always(self._bus)
+        for step in worker_steps(providers, values, asynchronous=loop is not None):
+            provider = id(providers[step.type])
+            if provider not in made:
+                made[provider] = self._enter(step, values, loop)
+            values[step.type] = made[provider]
         return values
 
-    def _enter(
-        self,
-        type: Any,
-        providers: dict[Any, Provider],
-        given: dict[Any, Any],
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> Any:
-        def wanted(value: Any) -> None: ...
-
-        wanted.__annotations__ = {"value": type}
-        only = {type: providers[type]}
-        recipe = recipe_for(wanted, only, given, skip_first=False, asynchronous=loop is not None)
-        if loop is not None:
-            return asyncio.run_coroutine_threadsafe(recipe.amake(None, self._astack), loop).result(START)["value"]
-        return recipe.make(None, self._stack)["value"]
+    def _enter(self, step: Step, values: dict[Any, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+        if loop is None:
+            return step.enter(values, self._stack)
+        return asyncio.run_coroutine_threadsafe(step.aenter(values, self._astack), loop).result(START)
 
     def _wait_running(self) -> None:
         deadline = time.monotonic() + START

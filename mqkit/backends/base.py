@@ -177,7 +177,10 @@ class Publisher(Protocol):
         ...
 
     def abandon(self) -> Sequence[Outcome]:
-        """After `Lost`: everything submitted and unanswered, each as `PublishUnknown`."""
+        """
+        After `Lost`, or because the bus stops waiting: everything submitted and unanswered, each as `PublishUnknown`, or as
+        `PublishFailed` where it is taken back and never sent. `close` follows.
+        """
         ...
 
     @property

@@ -65,6 +65,8 @@ def examine(bus: Bus, session: Session) -> Iterator[Finding]:
     """Raises what the broker raises; the findings so far have been handed out."""
     settings = config.load(bus.name, session.resolved_url())
     yield Finding("url", "ok", f"{Url.parse(settings.url)} from {origin(bus.name, session.url)}")
+    with admin_of(bus) as admin:  # before anything that publishes, which makes what is missing
+        admin.describe()
     began = time.monotonic()
     bus.open(timeout=TIMEOUT)
     yield Finding("connect", "ok", "connected", time.monotonic() - began)

@@ -17,6 +17,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mqkit._outgoing import check_envelope
 from mqkit._publish import wait_for_ticket
 from mqkit.backends.base import Declaration, Outgoing
 from mqkit.bus import Bus
@@ -179,6 +180,7 @@ def prepared(bus: Bus, destination: Destination[Any], draft: Draft) -> Outgoing:
     envelope.correlation_id, envelope.causation_id = given.correlation_id, given.causation_id
     if given.sent_at:
         envelope.sent_at = given.sent_at
+    check_envelope(envelope)
     return message
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from mqkit._text import text_of
 from mqkit.errors import ConfigError, Undecodable
 from mqkit.verdicts import Ack, Reject, RetryLater, Verdict
 
@@ -67,7 +68,8 @@ class Retry:
         attempts: Tries in all, the first included; None for no limit.
         within: Seconds after the first failure in which a new try may start; None for no limit.
         backoff: The waits.
-        on: Exceptions that are retried.
+        on: Exceptions that are retried. `Exception` stands also for what is none and ends a handler all the same: a
+            `SystemExit`, the cancellation of something the handler waited for.
         never: Exceptions that go to the dead letters at once. Of two listed classes the one nearer to the exception
             decides; `never` wins a tie; what neither lists is not retried.
         crashes: Hand-outs that ended with the death of their process before the message is run alone, once, and then
@@ -84,12 +86,17 @@ class Retry:
     def __post_init__(self) -> None:
         if self.attempts is not None and (not isinstance(self.attempts, int) or self.attempts < 1):
             raise ConfigError(f"Retry(attempts={self.attempts!r}): at least 1, or None for no limit")
-        if self.within is not None and not self.within > 0:
+        if self.within is not None and not (isinstance(self.within, (int, float)) and self.within > 0):
             raise ConfigError(f"Retry(within={self.within!r}): seconds above 0, or None for no limit")
         if not isinstance(self.crashes, int) or self.crashes < 1:
             raise ConfigError(f"Retry(crashes={self.crashes!r}): at least 1")
+        if not isinstance(self.backoff, Backoff):
+            raise ConfigError(f"Retry(backoff={self.backoff!r}): made by exponential, linear or fixed")
         for name in ("on", "never"):
-            for error in getattr(self, name):
+            errors = getattr(self, name)
+            if not isinstance(errors, tuple):
+                raise ConfigError(f"Retry({name}={errors!r}): a tuple of exception classes, such as (ValueError,)")
+            for error in errors:
                 if not (isinstance(error, type) and issubclass(error, BaseException)):
                     raise ConfigError(f"Retry({name}=...): {error!r} is not an exception class")
 
@@ -100,7 +107,7 @@ class Retry:
                 return False
             if cls in self.on:
                 return True
-        return False
+        return Exception in self.on and not isinstance(error, Exception)
 
 
 def judge(policy: Retry, error: BaseException, *, attempt: int, waited: float, chance: float) -> Verdict:
@@ -118,12 +125,12 @@ def judge(policy: Retry, error: BaseException, *, attempt: int, waited: float, c
     if isinstance(error, Undecodable):
         return Reject(f"undecodable: {error}")
     explicit = isinstance(error, RetryLater)
-    name = type(error).__name__
+    name, text = type(error).__name__, text_of(error)
     if not explicit and not policy.wants(error):
-        return Reject(f"{name}, which is not retried: {error}")
+        return Reject(f"{name}, which is not retried: {text}")
     if policy.attempts is not None and attempt >= policy.attempts:
-        return Reject(f"{name} after {attempt} attempt{'s' * (attempt != 1)}: {error}")
+        return Reject(f"{name} after {attempt} attempt{'s' * (attempt != 1)}: {text}")
     after = error.after if isinstance(error, RetryLater) else policy.backoff.seconds(attempt, chance)
     if policy.within is not None and waited + after > policy.within:
-        return Reject(f"{name} after {attempt} attempts in {waited:.1f} s, within={policy.within:g}: {error}")
-    return RetryLater(after=after, reason=str(error))
+        return Reject(f"{name} after {attempt} attempts in {waited:.1f} s, within={policy.within:g}: {text}")
+    return RetryLater(after=after, reason=text)

@@ -16,6 +16,8 @@ import redis
 from mqkit.testing.brokers import BrokerAbsent, BrokerFailed, Certificates, RedisProcess, RedisUser
 from tests.brokers.processes import wait_until, wait_until_gone
 
+pytestmark = pytest.mark.slow
+
 NO_RETRY = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mqkit.testing.brokers import BrokerProcess, RabbitProcess, RedisProcess
+from mqkit.testing.chaos import FaultProxy
 from tests.torture.crowd import Crowd
 
 Fault = Callable[[Crowd, random.Random], None]
@@ -18,14 +22,14 @@ class Arena:
     Attributes:
         url: What the tortured processes connect to; through the fault proxy where there is one.
         quiet_url: Past the proxy, to look on.
-        lease: Seconds after which a silent consumer loses what it holds.
+        frozen: Seconds a consumer is frozen, long enough for others to take over what it holds.
         faults: Of the system, by name.
     """
 
     backend: str
     url: str
     quiet_url: str
-    lease: float
+    frozen: float
     faults: Mapping[str, Fault] = field(default_factory=dict)
 
     def all_faults(self) -> dict[str, Fault]:
@@ -33,12 +37,70 @@ class Arena:
             "kill a consumer": lambda crowd, chance: crowd.kill_consumer(chance),
             "kill another consumer": lambda crowd, chance: crowd.kill_consumer(chance),
             "stop a consumer": lambda crowd, chance: crowd.stop_consumer(chance),
-            "freeze a consumer": lambda crowd, chance: crowd.freeze_consumer(chance, 1.5 * self.lease),
+            "freeze a consumer": lambda crowd, chance: crowd.freeze_consumer(chance, self.frozen),
             "kill a publisher": lambda crowd, chance: crowd.kill_publisher(chance),
             **self.faults,
         }
 
 
 def sqlite_arena(folder: Path) -> Arena:
-    url = f"sqlite:///{folder / 'torture.db'}?lease=1.0"
-    return Arena("sqlite", url, url, 1.0)
+    path = folder / "torture.db"
+    url = f"sqlite:///{path}?lease=1.0"
+
+    def stall(crowd: Crowd, chance: random.Random) -> None:
+        """Another program has the file for a moment, and one who waits for it is killed."""
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=20.0)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            crowd.look_on(0.2)
+            crowd.kill_publisher(chance)
+            crowd.look_on(0.2)
+            db.execute("ROLLBACK")
+
+    return Arena("sqlite", url, url, 1.5, {"stall the file": stall})
+
+
+@contextmanager
+def redis_arena() -> Iterator[Arena]:
+    with RedisProcess(appendonly=True) as redis, FaultProxy("127.0.0.1", redis.port) as proxy:
+        options = "?lease=2.0"
+        yield Arena("redis", proxy.through(redis.url) + options, redis.url + options, 3.0, of_server(redis, proxy))
+
+
+@contextmanager
+def rabbitmq_arena() -> Iterator[Arena]:
+    with RabbitProcess() as rabbit, FaultProxy("127.0.0.1", rabbit.port) as proxy:
+        options = "?heartbeat=2"
+        yield Arena(
+            "rabbitmq", proxy.through(rabbit.url) + options, rabbit.url + options, 12.0, of_server(rabbit, proxy)
+        )
+
+
+def of_server(server: BrokerProcess, proxy: FaultProxy) -> dict[str, Fault]:
+    """What can happen to a server and to the way there. Each fault is over when its function returns."""
+
+    def kill(crowd: Crowd, chance: random.Random) -> None:
+        server.kill()
+        crowd.look_on(0.5)
+        server.start()
+
+    def reset(crowd: Crowd, chance: random.Random) -> None:
+        proxy.reset()
+
+    def freeze(crowd: Crowd, chance: random.Random) -> None:
+        server.freeze()
+        crowd.look_on(5.0)
+        server.thaw()
+
+    def lose_replies(crowd: Crowd, chance: random.Random) -> None:
+        """What was asked is done, and nobody hears of it."""
+        proxy.freeze_replies()
+        crowd.look_on(0.5)
+        proxy.reset()
+        proxy.thaw()
+
+    return {
+        "kill the server": kill,
+        "reset connections": reset,
+        "freeze the server": freeze,
+        "lose replies": lose_replies,
+    }

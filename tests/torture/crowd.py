@@ -1,4 +1,4 @@
-"""The processes of a torture: publishers that end by themselves, and consumers that are replaced when they die."""
+"""The processes of a torture. Who is killed or ends is replaced."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from tests.torture import programs
+from tests.torture.watch import Watch
 
-GRACE = 30.0  # seconds until a process that was asked to end must have ended
+GRACE = 40.0  # seconds until a process that was asked to end must have ended
+
+Processes = list[subprocess.Popen[bytes]]
 
 
 class Crowd:
@@ -22,45 +24,44 @@ class Crowd:
         mutant: What spoils these processes, see `mutants`; "" for nothing.
     """
 
-    def __init__(
-        self, url: str, journal: Path, *, publishers: int, consumers: int, seconds: float, mutant: str
-    ) -> None:
+    def __init__(self, url: str, journal: Path, *, publishers: int, consumers: int, mutant: str) -> None:
         self._url = url
         self._journal = journal
-        self._until = time.monotonic() + seconds
         self._environment = {**os.environ, "MQKIT_MUTANT": mutant}
         self._log = journal.with_suffix(".log").open("ab")
-        self._publishers = [self._publisher() for _ in range(publishers)]
+        self.watch = Watch(journal)
+        self._publishers = [self._spawn("publish") for _ in range(publishers)]
         self._consumers = [self._spawn("consume") for _ in range(consumers)]
 
     def kill_consumer(self, chance: random.Random) -> None:
-        place = chance.randrange(len(self._consumers))
+        place = self._one_at_work(self._consumers, self.watch.consumers, chance)
         _end(self._consumers[place], signal.SIGKILL)
         self._consumers[place] = self._spawn("consume")
 
     def stop_consumer(self, chance: random.Random) -> None:
         """Politely, which gives back what it holds."""
-        place = chance.randrange(len(self._consumers))
+        place = self._one_at_work(self._consumers, self.watch.consumers, chance)
         _end(self._consumers[place], signal.SIGTERM)
         self._consumers[place] = self._spawn("consume")
 
     def kill_publisher(self, chance: random.Random) -> None:
-        place = chance.randrange(len(self._publishers))
+        place = self._one_at_work(self._publishers, self.watch.publishers, chance)
         _end(self._publishers[place], signal.SIGKILL)
-        self._publishers[place] = self._publisher()
+        self._publishers[place] = self._spawn("publish")
 
     def freeze_consumer(self, chance: random.Random, seconds: float) -> None:
         """It does nothing for so long, then goes on as if nothing had been."""
-        frozen = chance.choice(self._consumers)
+        frozen = self._consumers[self._one_at_work(self._consumers, self.watch.consumers, chance)]
         frozen.send_signal(signal.SIGSTOP)
-        thaw = threading.Timer(seconds, frozen.send_signal, [signal.SIGCONT])
-        thaw.start()
-        thaw.join()
+        self.look_on(seconds)
+        frozen.send_signal(signal.SIGCONT)
 
-    def wait_publishers(self, within: float) -> None:
-        deadline = time.monotonic() + within
+    def stop_publishers(self) -> None:
+        """They publish nothing new, and wait for the answers to what they sent."""
         for publisher in self._publishers:
-            publisher.wait(max(0.1, deadline - time.monotonic()))
+            publisher.send_signal(signal.SIGTERM)
+        for publisher in self._publishers:
+            _end(publisher, signal.SIGTERM)
 
     def replace_dead(self) -> None:
         for place, consumer in enumerate(self._consumers):
@@ -72,18 +73,21 @@ class Crowd:
         threading.Event().wait(seconds)
 
     def close(self) -> None:
-        for consumer in self._consumers:
-            consumer.send_signal(signal.SIGTERM)
+        for process in [*self._consumers, *self._publishers]:
+            process.send_signal(signal.SIGTERM)
         for process in [*self._consumers, *self._publishers]:
             _end(process, signal.SIGTERM)
+        self.watch.close()
         self._log.close()
 
-    def _publisher(self) -> subprocess.Popen[bytes]:
-        return self._spawn("publish", f"{max(0.0, self._until - time.monotonic()):.3f}")
+    def _one_at_work(self, processes: Processes, seen: set[int], chance: random.Random) -> int:
+        """Killing one that has not begun proves nothing."""
+        at_work = [place for place, process in enumerate(processes) if process.pid in seen]
+        return chance.choice(at_work or range(len(processes)))
 
-    def _spawn(self, program: str, *args: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, program: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", programs.__name__, program, self._url, str(self._journal), *args],
+            [sys.executable, "-m", programs.__name__, program, self._url, str(self._journal)],
             env=self._environment,
             stdout=self._log,
             stderr=self._log,

@@ -25,12 +25,10 @@ class Mutant:
     """
     Attributes:
         backends: Where the spoilt code runs, or where what it spoils can happen.
-        finding: The list of `Verdict` that must not stay empty.
     """
 
     infect: Callable[[], None]
     backends: frozenset[str]
-    finding: str
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -42,9 +40,9 @@ def infect(name: str) -> None:
         MUTANTS[name].infect()
 
 
-def mutant(finding: str, *backends: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def mutant(*backends: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def enter(infect: Callable[[], None]) -> Callable[[], None]:
-        MUTANTS[infect.__name__] = Mutant(infect, frozenset(" ".join(backends).split()), finding)
+        MUTANTS[infect.__name__] = Mutant(infect, frozenset(" ".join(backends).split()))
         return infect
 
     return enter
@@ -59,7 +57,7 @@ def instead(cls: type, method: str, act: Callable[..., Any]) -> None:
 # -- consuming ---------------------------------------------------------------------------------------------------------
 
 
-@mutant("lost", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def acknowledges_before_the_handler() -> None:
     def admit(original: Any, self: ConsumePump, receiver: Any, deliveries: Any) -> None:
         original(self, receiver, deliveries)
@@ -68,12 +66,12 @@ def acknowledges_before_the_handler() -> None:
     instead(ConsumePump, "_admit", admit)
 
 
-@mutant("lost", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def acknowledges_what_failed() -> None:
     instead(Endings, "_failed", lambda original, self, delivery, error: (Done(delivery._received),))
 
 
-@mutant("lost", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def acknowledges_what_it_gives_back_at_a_stop() -> None:
     def give_back(original: Any, self: ConsumePump, *args: Any, **named: Any) -> Any:
         return [Done(each.delivery) for each in original(self, *args, **named)]
@@ -81,7 +79,7 @@ def acknowledges_what_it_gives_back_at_a_stop() -> None:
     instead(ConsumePump, "_give_back", give_back)
 
 
-@mutant("lost", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def acknowledges_all_that_came_before() -> None:
     def drain(original: Any, self: ConsumePump) -> Any:
         before = [delivery._received for delivery in self._hand.inflight.values()]
@@ -96,7 +94,7 @@ def acknowledges_all_that_came_before() -> None:
     instead(ConsumePump, "_drain", drain)
 
 
-@mutant("lost", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def swallows_one_delivery_in_a_hundred() -> None:
     count = 0
 
@@ -112,7 +110,7 @@ def swallows_one_delivery_in_a_hundred() -> None:
     instead(ConsumePump, "_admit", admit)
 
 
-@mutant("unpaid", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def forgets_what_a_handler_staged() -> None:
     def complete(original: Any, self: Endings, delivery: Any, ending: Any) -> Any:
         return original(self, delivery, type(ending)((), ending.outcome, ending.error))
@@ -120,7 +118,7 @@ def forgets_what_a_handler_staged() -> None:
     instead(Endings, "_complete", complete)
 
 
-@mutant("doubled", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def hides_that_a_message_was_handed_out_before() -> None:
     def admit(original: Any, self: ConsumePump, receiver: Any, deliveries: Any) -> None:
         for received in deliveries:
@@ -133,7 +131,7 @@ def hides_that_a_message_was_handed_out_before() -> None:
 # -- publishing --------------------------------------------------------------------------------------------------------
 
 
-@mutant("lost", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def confirms_what_is_only_on_its_way() -> None:
     def submit(original: Any, self: PublishPump, publisher: Any, batch: Any) -> None:
         original(self, publisher, batch)
@@ -148,7 +146,7 @@ def confirms_what_is_only_on_its_way() -> None:
     instead(PublishPump, "_answer", answer)
 
 
-@mutant("lost", NETWORK)
+@mutant(NETWORK)
 def takes_unknown_for_stored() -> None:
     def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
         original(self, [(ticket, None if isinstance(error, PublishUnknown) else error) for ticket, error in outcomes])
@@ -156,7 +154,7 @@ def takes_unknown_for_stored() -> None:
     instead(PublishPump, "_answer", answer)
 
 
-@mutant("doubled", NETWORK)
+@mutant(NETWORK)
 def sends_unknown_messages_again_in_silence() -> None:
     def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
         known = []
@@ -172,7 +170,7 @@ def sends_unknown_messages_again_in_silence() -> None:
     instead(PublishPump, "_answer", answer)
 
 
-@mutant("doubled", EMBEDDED, NETWORK)
+@mutant(EMBEDDED, NETWORK)
 def publishes_one_message_in_a_hundred_twice() -> None:
     count = 0
 

@@ -1,5 +1,5 @@
 """
-The processes that are tortured: `python -m tests.torture.programs publish|consume URL JOURNAL ...`.
+The processes that are tortured: `python -m tests.torture.programs publish|consume URL JOURNAL`, until SIGTERM.
 
 An event is one line, appended by one system call, so the order of lines is that of events over all processes.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,7 +24,7 @@ receipts = Queue("receipts", str)  # one is staged by each handler that succeeds
 
 AHEAD = 50  # messages a publisher has under way at once
 PACE = 0.002  # seconds between two of them: thousands are enough
-WORK = 0.003  # seconds a handler takes, so that faults meet handlers that run
+WORK = 0.006  # seconds a handler takes, half before its work counts as done and half after, so that kills meet both
 FLAKY = 0.05  # share of attempts that fail
 AGAIN = 0.2  # seconds before a message is sent again
 
@@ -36,25 +38,24 @@ class Journal:
 
 
 class Publisher:
-    """Sends numbered messages and each again, under its id, until the broker has confirmed it or the time is over."""
+    """Sends numbered messages and each again, under its id, until the broker has confirmed it or the end has come."""
 
-    def __init__(self, bus: Bus, journal: Journal, until: float) -> None:
+    def __init__(self, bus: Bus, journal: Journal, stop: threading.Event) -> None:
         self._bus = bus
         self._journal = journal
-        self._until = until
+        self._stop = stop
         self._under_way: list[tuple[str, Future[str]]] = []
         self._again: list[tuple[float, str]] = []
 
     def run(self) -> None:
         count = 0
-        while time.monotonic() < self._until:
+        while not self._stop.wait(PACE):
             if self._again and self._again[0][0] <= time.monotonic():
                 self._send(self._again.pop(0)[1])
             else:
                 count += 1
                 self._send(f"{os.getpid()}-{count}")
             self._collect(AHEAD)
-            time.sleep(PACE)
         give_up = time.monotonic() + 20.0
         while (self._again or self._under_way) and time.monotonic() < give_up:
             for _, id in self._again:
@@ -85,9 +86,10 @@ class Publisher:
             self._again.append((time.monotonic() + AGAIN, id))
 
 
-def publish(url: str, journal: Journal, seconds: str) -> None:
-    bus = Bus(url)
-    Publisher(bus, journal, time.monotonic() + float(seconds)).run()
+def publish(url: str, journal: Journal) -> None:
+    bus, stop = Bus(url), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    Publisher(bus, journal, stop).run()
     with suppress(MqkitError):  # every outcome is in the journal already
         bus.close()
 
@@ -97,11 +99,12 @@ def consume(url: str, journal: Journal) -> None:
 
     @bus.on(numbers, concurrency=4, retry=Retry(attempts=None, backoff=fixed(0.05), crashes=1000))
     def handle(id: str, delivery: Delivery[str]) -> None:
-        time.sleep(WORK)
+        time.sleep(WORK / 2)
         if chance.random() < FLAKY:
             raise ConnectionError("the dependency is flaky")
         delivery.publish(receipts, id)
-        journal.write("done", id, delivery.deliveries or 1)
+        journal.write("done", id, delivery.deliveries or 1, os.getpid())
+        time.sleep(WORK / 2)
 
     @bus.on(receipts, concurrency=4, retry=Retry(attempts=None, crashes=1000))
     def note(id: str) -> None:
@@ -111,6 +114,6 @@ def consume(url: str, journal: Journal) -> None:
 
 
 if __name__ == "__main__":
-    program, url, path, *args = sys.argv[1:]
+    program, url, path = sys.argv[1:]
     mutants.infect(os.environ.get("MQKIT_MUTANT", ""))
-    {"publish": publish, "consume": consume}[program](url, Journal(path), *args)
+    {"publish": publish, "consume": consume}[program](url, Journal(path))

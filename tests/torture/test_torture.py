@@ -14,7 +14,7 @@ import pytest
 
 from tests.torture.arena import Arena, sqlite_arena
 from tests.torture.mutants import MUTANTS
-from tests.torture.run import torture
+from tests.torture.run import BACKLOG, torture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("torture")]
 
@@ -29,18 +29,17 @@ def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Arena:
 
 def test_nothing_is_lost_or_invented_and_every_repetition_is_explained(arena: Arena, tmp_path: Path):
     print(f"seed {SEED}")
-    verdict = torture(arena, tmp_path, seconds=SECONDS, seed=SEED, drain=60.0)
+    verdict = torture(arena, tmp_path, seconds=SECONDS, rounds=2, seed=SEED, drain=60.0)
 
     assert verdict.clean, f"seed {SEED}: {verdict}"
-    assert verdict.handled > 100 * SECONDS, f"seed {SEED}: too little was published to prove anything: {verdict}"
+    assert verdict.handled > BACKLOG, f"seed {SEED}: too little was published to prove anything: {verdict}"
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_spoilt_mqkit_does_not_survive(arena: Arena, tmp_path: Path, name: str):
-    mutant = MUTANTS[name]
-    if arena.backend not in mutant.backends:
+    if arena.backend not in MUTANTS[name].backends:
         pytest.skip(f"{name} needs a broker that can be lost, which {arena.backend} is not")
 
-    verdict = torture(arena, tmp_path, seconds=8.0, seed=SEED, drain=5.0, mutant=name)
+    verdict = torture(arena, tmp_path, seconds=0.0, rounds=2, seed=SEED, drain=5.0, mutant=name)
 
-    assert getattr(verdict, mutant.finding), f"seed {SEED}: {name} was not noticed: {verdict}"
+    assert not verdict.clean, f"seed {SEED}: {name} was not noticed: {verdict}"

@@ -24,6 +24,16 @@ def bus() -> Bus:
 def take(text: str) -> None: ...
 
 
+def payload_by_name(*, text: str) -> None: ...
+
+
+def not_decorated(delivery: Delivery) -> Iterator[None]:
+    yield
+
+
+async def no_manager(delivery: Delivery) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("register", "text"),
     [
@@ -38,7 +48,16 @@ def take(text: str) -> None: ...
         (lambda h: h.on(emails, promise="always"), "promise='always'"),
         (lambda h: h.on(emails, promise="at_most_once", retry=Retry()), "never retries"),
         (lambda h: h.on(emails, promise="at_most_once", settle="manual"), "no meaning"),
+        (lambda h: h.on(keyed, promise="at_most_once"), 'say order="none"'),
+        (lambda h: h.on(keyed, promise="at_most_once", order="key"), 'say order="none"'),
         (lambda h: h.on(emails, settle="later"), "settle='later'"),
+        (lambda h: h.on(emails, retry=5), "retry=5"),
+        (lambda h: h.on(emails, batch=5), "batch=5"),
+        (lambda h: h.on(emails, where="x"), "where='x'"),
+        (lambda h: h.wrap(5), "wrap"),
+        (lambda h: h.wrap(not_decorated), "decorate it with contextlib.contextmanager"),
+        (lambda h: h.wrap(no_manager), "an async def returns no context manager"),
+        (lambda h: h.on(emails)(payload_by_name), "keyword-only"),
         (lambda h: h.on(ticks, retry=Retry()), "broadcast"),
         (lambda h: h.on(orders, group="g", start="middle"), "start='middle'"),
         (lambda h: h.provide(int, 5), "cannot be called"),
@@ -120,6 +139,95 @@ def test_an_async_middleware_around_a_def_stops_the_worker():
     one.wrap(around)
     one.on(emails)(take)
     with pytest.raises(ConfigError, match="asynchronous"), one.worker():
+        pass
+
+
+class Asynchronous:
+    def __init__(self, delivery: Delivery) -> None: ...
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def nothing(delivery: Delivery) -> None: ...
+
+
+@pytest.mark.parametrize(("middleware", "text"), [(Asynchronous, "asynchronous"), (nothing, "no context manager")])
+def test_a_middleware_that_cannot_be_entered_stops_the_worker(middleware, text: str):
+    one = bus()
+    one.wrap(middleware)
+    one.on(emails)(take)
+
+    with pytest.raises(ConfigError, match=text), one.worker():
+        pass
+
+
+def test_a_class_may_be_the_middleware():
+    one, seen = bus(), []
+
+    class Around(Asynchronous):
+        async def __aenter__(self) -> None:
+            seen.append("entered")
+
+    @one.on(emails)
+    async def handle(text: str) -> None:
+        seen.append(text)
+
+    one.wrap(Around)
+    one.publish(emails, "x")
+    run_until_idle(one).raise_first()
+
+    assert seen == ["entered", "x"]
+
+
+FIRST = Delivery.__new__(Delivery)
+
+
+def second_by_default(text: str, dry_run: bool = False, delivery: Delivery[str] = FIRST) -> None:
+    seen.append((dry_run, delivery.payload))
+
+
+def by_name_only(text: str, dry_run: bool = False, *, delivery: Delivery[str]) -> None:
+    seen.append((dry_run, delivery.payload))
+
+
+def optional(text: str, dry_run: bool = False, delivery: Delivery[str] | None = None) -> None:
+    seen.append((dry_run, delivery and delivery.payload))
+
+
+def by_position_only(text: str, delivery: Delivery[str], /, dry_run: bool = False) -> None:
+    seen.append((dry_run, delivery.payload))
+
+
+async def by_position_only_async(text: str, delivery: Delivery[str], /, dry_run: bool = False) -> None:
+    seen.append((dry_run, delivery.payload))
+
+
+seen: list[tuple[bool, object]] = []
+
+
+@pytest.mark.parametrize(
+    "handler", [second_by_default, by_name_only, optional, by_position_only, by_position_only_async]
+)
+def test_a_delivery_goes_to_the_parameter_that_asks_for_it_wherever_it_stands(handler):
+    one = bus()
+    seen.clear()
+    one.on(emails)(handler)
+    one.publish(emails, "x")
+
+    run_until_idle(one).raise_first()
+
+    assert seen == [(False, "x")]
+
+
+def test_a_positional_parameter_behind_one_that_nothing_fills_stops_the_worker():
+    one = bus()
+
+    @one.on(emails)
+    def handle(text: str, dry_run: bool = False, delivery: Delivery[str] = FIRST, /) -> None: ...
+
+    with pytest.raises(ConfigError, match="remove the /"), one.worker():
         pass
 
 
@@ -231,6 +339,51 @@ def test_a_worker_provider_is_made_once_and_left_at_the_end():
         one.publish(emails, text)
     run_until_idle(one).raise_first()
     assert (log[0], sorted(log[1:4]), log[4:]) == ("made", ["a", "b", "c"], ["left"])
+
+
+class Wallet:
+    def __init__(self, cards: Cards) -> None:
+        self.cards = cards
+
+
+@pytest.mark.parametrize("per", ["delivery", "worker"])
+def test_providers_may_be_registered_before_what_they_need(per):
+    one, made = bus(), []
+    one.provide(Wallet, lambda cards: Wallet(cards), per=per)  # replaced below: a lambda has no annotations
+
+    def wallet(cards: Cards) -> Wallet:
+        return Wallet(cards)
+
+    one.provide(Wallet, wallet, per=per)
+    one.provide(Cards, Cards, per=per)
+
+    @one.on(emails)
+    def pay(text: str, wallet: Wallet, cards: Cards) -> None:
+        made.append(wallet.cards is cards)
+
+    one.publish(emails, "x")
+    run_until_idle(one).raise_first()
+
+    assert made == [True]
+
+
+def wallet_of_a_delivery(delivery: Delivery) -> Wallet: ...
+
+
+def wallet_of_cards(cards: Cards) -> Wallet: ...
+
+
+@pytest.mark.parametrize(("factory", "needed"), [(wallet_of_a_delivery, "Delivery"), (wallet_of_cards, "Cards")])
+def test_what_is_made_once_per_worker_cannot_need_what_each_delivery_has(factory, needed: str):
+    one = bus()
+    one.provide(Cards, Cards)
+    one.provide(Wallet, factory, per="worker")
+
+    @one.on(emails)
+    def pay(text: str, wallet: Wallet) -> None: ...
+
+    with pytest.raises(ConfigError, match=f"needs {needed}, which is there for each delivery only"), one.worker():
+        pass
 
 
 def test_the_including_side_overrides_what_is_provided():

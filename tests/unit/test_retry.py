@@ -84,7 +84,11 @@ def test_no_try_starts_after_the_time_allowed():
         lambda: Retry(attempts=0),
         lambda: Retry(within=0.0),
         lambda: Retry(crashes=0),
+        lambda: Retry(within="5"),
         lambda: Retry(on=("ValueError",)),
+        lambda: Retry(on=ValueError),
+        lambda: Retry(never=[ValueError]),
+        lambda: Retry(backoff=lambda attempt: 1.0),
         lambda: exponential(base=-1.0),
         lambda: fixed(float("nan")),
         lambda: linear(step=1.0, cap=float("inf")),
@@ -95,6 +99,27 @@ def test_a_policy_that_cannot_work_is_refused_when_it_is_made(make):
         make()
 
 
-def test_a_negative_wait_cannot_be_asked_for():
+@pytest.mark.parametrize("after", [-1.0, float("inf"), float("nan"), "5"])
+def test_a_wait_that_is_no_time_cannot_be_asked_for(after: object):
     with pytest.raises(ValueError, match="seconds"):
-        RetryLater(after=-1.0)
+        RetryLater(after=after)
+
+
+def test_what_ends_a_handler_and_is_no_exception_is_retried_where_every_exception_is():
+    assert isinstance(verdict(Retry(), SystemExit(1)), RetryLater)
+    assert isinstance(verdict(Retry(never=(SystemExit,)), SystemExit(1)), Reject)
+    assert isinstance(verdict(Retry(on=(OSError,)), SystemExit(1)), Reject)
+
+
+def test_an_exception_may_be_the_reason():
+    assert Reject(ValueError("no such account")).reason == "no such account"
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        return self.text  # never set
+
+
+def test_an_exception_without_a_text_is_judged_like_any_other():
+    assert isinstance(verdict(Retry(), Unspeakable()), RetryLater)
+    assert "Unspeakable" in verdict(Retry(attempts=1), Unspeakable()).reason

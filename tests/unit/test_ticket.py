@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, wait
 
 import pytest
 
@@ -56,6 +57,32 @@ def test_many_tickets_can_be_waited_for_together():
     assert (len(done), len(late)) == (20, 0)
 
 
+def test_who_waits_for_all_of_many_waits_for_the_last_also_while_they_are_resolved():
+    interval, tickets = sys.getswitchinterval(), [ticket()]
+    start = threading.Barrier(2)
+
+    def resolve() -> None:
+        while start.wait() is not None and tickets:
+            for one in claim(tickets):
+                one.resolve(None)
+
+    pump = threading.Thread(target=resolve)
+    pump.start()
+    sys.setswitchinterval(1e-6)
+    late: set[Ticket] = set()
+    try:
+        for _ in range(2000):
+            tickets[:] = [ticket() for _ in range(20)]
+            start.wait()
+            late |= wait(list(tickets), 30).not_done
+    finally:
+        sys.setswitchinterval(interval)
+        tickets.clear()
+        start.wait()
+        pump.join()
+    assert not late
+
+
 def test_a_withdrawn_ticket_is_not_claimed_and_a_claimed_one_not_withdrawn():
     withdrawn, taken = ticket(), ticket()
     assert withdrawn.cancel()
@@ -73,3 +100,26 @@ def test_of_a_claim_and_a_withdrawal_at_once_exactly_one_wins():
         withdrawn = one.cancel()
         pump.join()
         assert withdrawn != bool(claimed)
+
+
+def test_a_withdrawal_is_told_to_whoever_waits():
+    one, other = ticket(), ticket()
+    threading.Timer(0.01, one.cancel).start()
+    done, _ = wait([one, other], 5, return_when=FIRST_COMPLETED)
+    assert done == {one}
+
+
+def test_who_waits_alone_for_a_ticket_learns_that_it_was_withdrawn():
+    one = ticket()
+    threading.Timer(0.01, one.cancel).start()
+    assert one.wait(5)
+    assert one.cancelled()
+
+
+def test_a_ticket_withdrawn_twice_calls_back_once():
+    called: list[object] = []
+    one = ticket()
+    one.add_done_callback(called.append)
+    assert one.cancel()
+    assert one.cancel()
+    assert called == [one]

@@ -11,13 +11,15 @@ from typing import Any, ParamSpec, TypeVar
 
 from mqkit.backends.base import Address, Declaration, Depth, Outgoing, Received
 from mqkit.backends.sqlite import keys, leases, log, retention, wire
-from mqkit.backends.sqlite.committer import Committer, Transaction, release
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.leases import Source
 from mqkit.backends.sqlite.log import destination_name, group_name
 from mqkit.backends.sqlite.schema import DUE_LATER, SHIFT, UNDECIDED
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import Transaction
 from mqkit.backends.sqlite.wire import Parcel
-from mqkit.errors import ConfigError, NotFound, TopologyMismatch
+from mqkit.errors import Closed, ConfigError, NotFound, TopologyMismatch
 from mqkit.native import SqliteTopic
 
 P = ParamSpec("P")
@@ -35,26 +37,55 @@ def _typed(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
         except sqlite3.Error as exc:
             admin: Any = args[0]
-            raise translate(exc, admin.path) from exc
+            error = translate(exc, admin.path)
+            admin._open().condemn(error)
+            raise error from exc
 
     return wrapped
 
 
 class SqliteAdmin:
-    """See `base.Admin`. Reads on a connection of its own, writes through the commit thread."""
+    """
+    See `base.Admin`. Reads on a connection of its own, writes through the commit thread.
 
-    def __init__(self, committer: Committer) -> None:
-        self.path = committer.path
-        self._committer = committer
-        self._file = committer.file
-        self._db = self._file.reader()
+    Only `declare` makes a file; without one everything else is `NotFound`.
+    """
+
+    def __init__(self, path: str, acquire: Callable[..., Committer]) -> None:
+        self.path = path
+        self._acquire = acquire
+        self._committer: Committer | None = None
+        self._reader: sqlite3.Connection | None = None
         self._last_browsed: tuple[Address, str, int] | None = None
         self._closed = False
+        with contextlib.suppress(NotFound):  # which is said by whatever needs it
+            self._open()
+
+    def _open(self, *, create: bool = False) -> Committer:
+        if self._closed:
+            raise Closed(f"this admin of SQLite file {self.path} was closed")
+        if self._committer is None:
+            committer = self._acquire(create=create)
+            try:
+                self._reader = committer.file.reader()
+            except BaseException:
+                release(committer)
+                raise
+            self._committer = committer
+        return self._committer
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """Raises `NotFound` where there is no file."""
+        self._open().file.refuse_inherited()
+        assert self._reader is not None
+        return self._reader
 
     @_typed
     def declare(self, declarations: Sequence[Declaration]) -> None:
+        committer = self._open(create=True)
         if not all(_stands(self._db, each) for each in declarations):
-            self._committer.run(lambda tx: _declare_all(tx, declarations))
+            committer.run(lambda tx: _declare_all(tx, declarations))
 
     @_typed
     def check(self, declarations: Sequence[Declaration]) -> None:
@@ -64,7 +95,7 @@ class SqliteAdmin:
 
     @_typed
     def describe(self) -> Sequence[Depth]:
-        db, now = self._db, self._file.clock.now()
+        db, now = self._db, self._open().file.clock.now()
         db.execute("BEGIN")  # one moment for all counts
         try:
             inflight = dict(
@@ -81,8 +112,8 @@ class SqliteAdmin:
             due: dict[tuple[int, int | None], tuple[int, int]] = {
                 (destination, group): (ready, delayed)
                 for destination, group, ready, delayed in db.execute(
-                    "SELECT destination, grp, sum(due <= ?1), sum(due > ?1) FROM mq_later GROUP BY destination, grp",
-                    (now,),
+                    "SELECT destination, grp, sum(due <= :now), sum(due > :now) FROM mq_later GROUP BY destination, grp",
+                    {"now": now},
                 ).fetchall()
             }
             depths = []
@@ -122,20 +153,15 @@ class SqliteAdmin:
             return []
         rows = db.execute(
             f"""SELECT {wire.MESSAGE}, s.attempt, s.deliveries, s.lost, s.solo, s.since FROM mq_message m
-                LEFT JOIN mq_side s ON s.grp = ?1 AND s.id = m.id
-                WHERE m.id > ?2 AND m.id < ?3 AND {_WAITING} ORDER BY m.id LIMIT ?4""",
-            (
-                source.group,
-                max(start, source.destination << SHIFT),
-                (source.destination + 1) << SHIFT,
-                limit * (start >= 0),
-            ),
+                LEFT JOIN mq_side s ON s.grp = :group AND s.id = m.id
+                WHERE m.id > :low AND m.id < :high AND {_WAITING} ORDER BY m.id LIMIT :limit""",
+            _bounds(source) | {"low": max(start, source.destination << SHIFT), "limit": limit * (start >= 0)},
         ).fetchall()
         found = [_browsed(row, address) for row in rows]
         if len(rows) < limit:  # after the log: what is not yet published, by negative place
             rows = db.execute(
                 """SELECT -id, NULL, key, message_id, envelope, body, priority, NULL, 0, 0, 0, NULL FROM mq_later
-                   WHERE destination = ?1 AND (grp = ?2 OR (grp IS NULL AND NOT ?3)) AND id > ?4 ORDER BY id LIMIT ?5""",
+                   WHERE destination = ? AND (grp = ? OR (grp IS NULL AND NOT ?)) AND id > ? ORDER BY id LIMIT ?""",
                 (source.destination, source.group, source.topic, max(0, -start), limit - len(rows)),
             ).fetchall()
             found += [_browsed(row, address) for row in rows]
@@ -147,27 +173,30 @@ class SqliteAdmin:
     def replace(self, address: Address, replacements: Mapping[str, Sequence[Outgoing]]) -> int:
         if not replacements:
             return 0
-        return self._committer.run(lambda tx: _replace(tx, address, replacements))
+        return self._open().run(lambda tx: _replace(tx, address, replacements))
 
     @_typed
     def purge(self, address: Address) -> int:
         total = 0
-        while removed := self._committer.run(lambda tx: _purge(tx, find_source(tx.db, address))):
+        while removed := self._open().run(lambda tx: _purge(tx, find_source(tx.db, address))):
             total += removed
         return total
 
     @_typed
     def delete(self, address: Address) -> None:
-        for each in _related(self._db, address):
-            with contextlib.suppress(NotFound):
-                self.purge(each)
-        self._committer.run(lambda tx: _delete(tx, address))
+        with contextlib.suppress(NotFound):
+            for each in _related(self._db, address):
+                with contextlib.suppress(NotFound):
+                    self.purge(each)
+            self._open().run(lambda tx: _delete(tx, address))
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._file.release(self._db)
-            release(self._committer)
+        self._closed = True
+        committer, reader = self._committer, self._reader
+        self._committer = self._reader = None
+        if committer is not None and reader is not None:
+            committer.file.release(reader)
+            release(committer)
 
     def _place(self, source: Source, address: Address, after: str | None) -> int | None:
         """The row after which to go on; negative: in the waiting room of delayed messages. None: nobody knows."""
@@ -176,17 +205,15 @@ class SqliteAdmin:
         if self._last_browsed and self._last_browsed[:2] == (address, after):
             return self._last_browsed[2]
         row = self._db.execute(
-            """SELECT id FROM mq_message WHERE id > ?1 AND id < ?2 AND message_id = ?3 UNION ALL
-               SELECT -id FROM mq_later WHERE destination = ?4 AND message_id = ?3 LIMIT 1""",
-            (source.destination << SHIFT, (source.destination + 1) << SHIFT, after, source.destination),
+            """SELECT id FROM mq_message WHERE id > ? AND id < ? AND message_id = ? UNION ALL
+               SELECT -id FROM mq_later WHERE destination = ? AND message_id = ? LIMIT 1""",
+            (source.destination << SHIFT, (source.destination + 1) << SHIFT, after, source.destination, after),
         ).fetchone()
         return row and int(row[0])
 
 
-# Waiting in group ?1: given back, parked or prioritised, or not yet reached by its cursor.
-_WAITING = (
-    """(s.id IS NOT NULL OR (m.id > (SELECT cursor FROM mq_group WHERE id = ?1) AND (m.grp IS NULL OR m.grp = ?1)))"""
-)
+# Waiting in group :group: given back, parked or prioritised, or not yet reached by its cursor.
+_WAITING = """(s.id IS NOT NULL OR (m.id > (SELECT cursor FROM mq_group WHERE id = :group) AND (m.grp IS NULL OR m.grp = :group)))"""
 
 
 def find_source(db: sqlite3.Connection, address: Address) -> Source:
@@ -314,7 +341,7 @@ def _create_destination(db: sqlite3.Connection, declaration: Declaration) -> int
                 _retain(declaration) or 0.0,
             ),
         ).fetchall()[0]
-        db.execute("UPDATE mq_destination SET last = id << ?1, low = id << ?1 WHERE id = ?2", (SHIFT, row[0]))
+        db.execute(f"UPDATE mq_destination SET last = id << {SHIFT}, low = id << {SHIFT} WHERE id = ?", (row[0],))
     id: int = row[0]
     return id
 
@@ -358,13 +385,13 @@ def _replace(tx: Transaction, address: Address, replacements: Mapping[str, Seque
     source = find_source(tx.db, address)
     wanted = json.dumps(list(replacements))
     logged = tx.db.execute(
-        f"""SELECT m.id, m.message_id FROM mq_message m LEFT JOIN mq_side s ON s.grp = ?1 AND s.id = m.id
-            WHERE m.id > ?2 AND m.id < ?3 AND m.message_id IN (SELECT value FROM json_each(?4)) AND {_WAITING}""",
-        (source.group, source.destination << SHIFT, (source.destination + 1) << SHIFT, wanted),
+        f"""SELECT m.id, m.message_id FROM mq_message m LEFT JOIN mq_side s ON s.grp = :group AND s.id = m.id
+            WHERE m.id > :low AND m.id < :high AND m.message_id IN (SELECT value FROM json_each(:wanted)) AND {_WAITING}""",
+        _bounds(source) | {"wanted": wanted},
     ).fetchall()
     later = tx.db.execute(
-        """DELETE FROM mq_later WHERE destination = ?1 AND (grp = ?2 OR (grp IS NULL AND NOT ?3))
-           AND message_id IN (SELECT value FROM json_each(?4)) RETURNING id, message_id""",
+        """DELETE FROM mq_later WHERE destination = ? AND (grp = ? OR (grp IS NULL AND NOT ?))
+           AND message_id IN (SELECT value FROM json_each(?)) RETURNING id, message_id""",
         (source.destination, source.group, source.topic, wanted),
     ).fetchall()
     if logged:
@@ -380,18 +407,27 @@ def _replace(tx: Transaction, address: Address, replacements: Mapping[str, Seque
 
 def _purge(tx: Transaction, source: Source) -> int:
     rows = tx.db.execute(
-        f"""SELECT m.id FROM mq_message m LEFT JOIN mq_side s ON s.grp = ?1 AND s.id = m.id
-            WHERE m.id > ?2 AND m.id < ?3 AND {_WAITING} ORDER BY m.id LIMIT ?4""",
-        (source.group, source.destination << SHIFT, (source.destination + 1) << SHIFT, _AT_ONCE),
+        f"""SELECT m.id FROM mq_message m LEFT JOIN mq_side s ON s.grp = :group AND s.id = m.id
+            WHERE m.id > :low AND m.id < :high AND {_WAITING} ORDER BY m.id LIMIT :limit""",
+        _bounds(source) | {"limit": _AT_ONCE},
     ).fetchall()
     if rows:
         _remove(tx, source, [id for (id,) in rows])
     later = tx.db.execute(
-        """DELETE FROM mq_later WHERE id IN (SELECT id FROM mq_later WHERE destination = ?1
-             AND (grp = ?2 OR (grp IS NULL AND NOT ?3)) LIMIT ?4) RETURNING id""",
+        """DELETE FROM mq_later WHERE id IN (SELECT id FROM mq_later WHERE destination = ?
+             AND (grp = ? OR (grp IS NULL AND NOT ?)) LIMIT ?) RETURNING id""",
         (source.destination, source.group, source.topic, _AT_ONCE),
     ).fetchall()
     return len(rows) + len(later)
+
+
+def _bounds(source: Source) -> dict[str, int]:
+    """The group of a source, and where the log of its destination begins and ends."""
+    return {
+        "group": source.group,
+        "low": source.destination << SHIFT,
+        "high": (source.destination + 1) << SHIFT,
+    }
 
 
 def _remove(tx: Transaction, source: Source, ids: Sequence[int]) -> None:
@@ -436,9 +472,9 @@ def _delete(tx: Transaction, address: Address) -> None:
 def _delete_group(tx: Transaction, source: Source) -> None:
     db, group = tx.db, source.group
     named = db.execute(
-        """SELECT id FROM mq_side WHERE grp = ?1 UNION
-           SELECT l.id FROM mq_lease l JOIN mq_owner o ON o.id = l.owner WHERE o.grp = ?1""",
-        (group,),
+        """SELECT id FROM mq_side WHERE grp = ? UNION
+           SELECT l.id FROM mq_lease l JOIN mq_owner o ON o.id = l.owner WHERE o.grp = ?""",
+        (group, group),
     ).fetchall()
     _forget_group(db, group)
     db.execute("DELETE FROM mq_later WHERE destination = ? AND grp = ?", (source.destination, group))

@@ -12,7 +12,7 @@ from mqkit._clock import Clock
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Admin, Capabilities, Declaration, Outgoing, Publisher, Receiver
 from mqkit.backends.sqlite.admin import SqliteAdmin, open_source
-from mqkit.backends.sqlite.committer import Committer, acquire, release
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import InTransaction, translate
 from mqkit.backends.sqlite.file import (
     WAL_WARNING,
@@ -25,17 +25,19 @@ from mqkit.backends.sqlite.file import (
 from mqkit.backends.sqlite.listener import SqliteListener
 from mqkit.backends.sqlite.log import Appender
 from mqkit.backends.sqlite.options import SqliteOptions, file_path
-from mqkit.backends.sqlite.publisher import SqlitePublisher
+from mqkit.backends.sqlite.publisher import SqlitePublisher, size_of
 from mqkit.backends.sqlite.receiver import SqliteReceiver
+from mqkit.backends.sqlite.shared import acquire, forget, release
+from mqkit.backends.sqlite.ticket import lacks_room, room_for
 from mqkit.backends.sqlite.wire import Parcel
-from mqkit.errors import CapabilityMissing, ConfigError, PublishFailed
+from mqkit.errors import CapabilityMissing, ConfigError, NotFound, PublishFailed
 from mqkit.native import SqliteTransaction
 
 _OLDEST = (3, 35, 0)  # RETURNING
 
 
 class SqliteBackend:
-    """See `base.Backend`. The file is created by the first publisher, receiver or admin."""
+    """See `base.Backend`. The file is created by the first publisher, or by the first declaration."""
 
     virtual_clock = False
 
@@ -70,11 +72,11 @@ class SqliteBackend:
         )
 
     def publisher(self) -> Publisher:
-        return SqlitePublisher(acquire(self._path, self._options))
+        return SqlitePublisher(self._acquire(create=True))
 
     def receiver(self, source: Declaration, window: int) -> Receiver:
         del window  # a claim never takes more than the room it is given
-        committer = acquire(self._path, self._options)
+        committer = self._acquire()
         try:
             if source.address.kind == "broadcast":
                 return SqliteListener(committer, source.address, self._options.lease)
@@ -85,7 +87,7 @@ class SqliteBackend:
             raise
 
     def admin(self) -> Admin:
-        return SqliteAdmin(acquire(self._path, self._options))
+        return SqliteAdmin(self._path, self._acquire)
 
     def publish_within(self, native: Any, batch: Sequence[Outgoing]) -> None:
         if not isinstance(native, SqliteTransaction):
@@ -97,9 +99,9 @@ class SqliteBackend:
             db = connection.cursor()
             db.row_factory = None
             committer = self._kept_open(db)
-            if not committer.has_room():
-                raise PublishFailed(f"the disk of SQLite file {self._path} has less free space than the reserve")
             committer.file.check()
+            if self._options.reserve and committer.file.room(db) < room_for(size_of(batch)):
+                raise PublishFailed(f"{lacks_room(self._path)}; not published, free some space")
             self._refuse_other_file(db)
             _append_all(Appender(db, committer.file.clock.now()), batch)
         except sqlite3.Error as exc:
@@ -121,7 +123,10 @@ class SqliteBackend:
         network = network_type(path)
         if network:
             yield f"SQLite file {path} is on a network file system ({network}), whose locks SQLite cannot trust"
-        committer = acquire(path, options)
+        try:
+            committer = self._acquire()
+        except NotFound:
+            return
         try:
             size = committer.file.wal_size()
         finally:
@@ -137,9 +142,13 @@ class SqliteBackend:
             committer, self._committer = self._committer, None
         if committer is not None:
             release(committer)
+        forget(self._path, self)
 
     def after_fork(self) -> None:
         """The file's own guard has marked it already: any use of it in this process is refused."""
+
+    def _acquire(self, *, create: bool = False) -> Committer:
+        return acquire(self._path, self._options, self, create=create)
 
     def _kept_open(self, db: sqlite3.Cursor) -> Committer:
         """For publishes on the user's connection, which come one by one and may hold the write lock of the file."""
@@ -151,7 +160,7 @@ class SqliteBackend:
                         f"SQLite file {self._path} has to be prepared for messages, which your transaction prevents; "
                         "open the bus or declare the destination before you begin it"
                     )
-                self._committer = acquire(self._path, self._options)
+                self._committer = self._acquire()
             return self._committer
 
     def _refuse_other_file(self, db: sqlite3.Cursor) -> None:

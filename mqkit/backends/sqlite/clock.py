@@ -14,10 +14,14 @@ def since_boot() -> float:
 
 
 def boot_id() -> str:
-    """Names this boot of this machine; where the system gives no such name, the minute it started."""
+    """
+    Names this boot of this machine; where the system gives no such name, the minute it started.
+
+    Raises `OSError` where it has a name and cannot tell now: another name would say that everybody else is dead.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return f"boot-{round((time.time() - since_boot()) / 60)}"
 
 

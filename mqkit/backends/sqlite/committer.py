@@ -7,161 +7,65 @@ or for the disk goes into the next transaction together: settlements, then publi
 
 from __future__ import annotations
 
-import enum
-import os
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from mqkit.backends.sqlite import leases
-from mqkit.backends.sqlite.errors import commit_unknown, in_doubt, translate
-from mqkit.backends.sqlite.file import File, inherit, refuse_inherited
-from mqkit.backends.sqlite.log import Appender
+from mqkit.backends.sqlite.errors import commit_unknown, in_doubt, translate_any
+from mqkit.backends.sqlite.file import File, Identity, inherit
 from mqkit.backends.sqlite.options import SqliteOptions
 from mqkit.backends.sqlite.process import Process, this_process
+from mqkit.backends.sqlite.ticket import PATIENCE, Call, Claimant, State, Ticket, Transaction, lacks_room, room_for
 from mqkit.backends.sqlite.wakeup import Wakeup
-from mqkit.errors import Closed, ConfigError, MqkitError, Unavailable
+from mqkit.errors import (
+    Closed,
+    Denied,
+    MqkitError,
+    PublishFailed,
+    StoreDamaged,
+    Unavailable,
+    Unencodable,
+)
 
 T = TypeVar("T")
 
 MOST_WORK, MOST_BYTES = 1000, 4 << 20  # in one transaction, give or take its last ticket
-PATIENCE = 30.0  # seconds a caller waits for a transaction before it gives up
 _FILE_CHECK, _CLOCK_STORED = 1.0, 10.0
+_TROUBLE_CHECK = 1.0  # seconds between two looks whether what went wrong is over
 _DEATHS_LOOKED_FOR = 1.0
 _IDLE = 1.0  # seconds without work before the file is tidied
 
 
-class State(enum.Enum):
-    QUEUED = 1
-    RUNNING = 2
-    WAITING = 3  # for messages; whatever the ticket had to write is committed
-    DONE = 4
-    WITHDRAWN = 5
-
-
-class Transaction:
-    """What tickets work on while they have the write lock."""
-
-    def __init__(self, file: File, swept: dict[int, float]) -> None:
-        self.swept = swept  # when broadcasts were last tidied, by destination
-        self.db = file.writer
-        self.boot = file.clock.boot
-        self.now = file.clock.now()
-        self.appender = Appender(self.db, self.now)
-
-    def touch(self, destination: int) -> None:
-        """Readers of this destination may find something now."""
-        self.appender.touched.add(destination)
-
-
-class Ticket:
-    """Work for the commit thread. Its owner waits on `changed`, which may be shared by many tickets."""
-
-    claims = False  # does it wait for messages once it has written?
-
-    def __init__(self, changed: threading.Condition, *, weight: int = 1, size: int = 0) -> None:
-        self.changed = changed
-        self.weight = weight
-        self.size = size
-        self.state = State.QUEUED
-        self.written = False  # is its part of a transaction committed?
-        self.failure: MqkitError | None = None  # why it alone came to nothing, though its transaction was committed
-        self.error: MqkitError | None = None
-
-    # -- the commit thread's side
-
-    def urgent(self, db: sqlite3.Connection, now: float) -> bool:
-        """Is there anything to write?"""
-        del db, now
-        return True
-
-    def write(self, tx: Transaction) -> None:
-        """Before the publishes of this transaction are in the log."""
-
-    def begin(self) -> bool:
-        """From now on it cannot be withdrawn, until it waits or is done."""
-        return self._enter(State.RUNNING)
-
-    def finish(self, error: MqkitError | None = None) -> None:
-        self.error = error or self.failure
-        self.written = self.written or error is None
-        self._enter(State.DONE)
-
-    def wait_for_messages(self) -> bool:
-        """Once nothing is left to write."""
-        self.written = True
-        return self._enter(State.WAITING)
-
-    def _enter(self, state: State) -> bool:
-        with self.changed:
-            if self.state in (State.WITHDRAWN, State.DONE):
-                return False
-            self.state = state
-            if state is not State.RUNNING:
-                self.changed.notify_all()
-            return True
-
-
-class Claimant(Ticket):
-    """A ticket that waits for messages of one destination."""
-
-    claims = True
-    destination: int
-    again_at = float("inf")  # file's clock: when something becomes due, if nothing happens before
-
-    def claim(self, tx: Transaction) -> bool:
-        """After the publishes of this transaction are in the log; did it get anything?"""
-        raise NotImplementedError
-
-
-class Call(Ticket, Generic[T]):
-    """A function to run inside a transaction; an error of mqkit undoes its work alone."""
-
-    def __init__(self, work: Callable[[Transaction], T]) -> None:
-        super().__init__(threading.Condition())
-        self._work = work
-        self.result: T
-
-    def write(self, tx: Transaction) -> None:
-        tx.db.execute("SAVEPOINT mq_call")
-        try:
-            self.result = self._work(tx)
-        except MqkitError as exc:
-            self.failure = exc
-            tx.db.execute("ROLLBACK TO mq_call")
-        tx.db.execute("RELEASE mq_call")
-
-    def value(self, path: str) -> T:
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.state is State.DONE, PATIENCE):
-                if self.state is State.QUEUED:
-                    self.state = State.WITHDRAWN
-                raise Unavailable(f"SQLite file {path} was not free to write within {PATIENCE:g} seconds")
-        if self.error is not None:
-            raise self.error
-        return self.result
-
-
 class Committer:
-    """Shared by everybody in the process who uses the file; got with `acquire`, ended by the last `release`."""
+    """Shared by everybody in the process who uses the file; got and given back by `shared`."""
 
-    def __init__(self, path: str, options: SqliteOptions) -> None:
+    def __init__(self, path: str, options: SqliteOptions, *, create: bool, expected: Identity | None) -> None:
         self.path = path
         self.options = options
         self.users = 1
         self.file: File
+        self.damaged: StoreDamaged | None = None  # from now on nothing of this file is used
+        self.creates = create
+        self._expected = expected
         self._process: Process
-        self._failure: BaseException | None = None
+        self._failure: MqkitError | None = None
         self._opened = threading.Event()
         self._inbox: deque[Ticket] = deque()
         self._standing: list[Claimant] = []
         self._asleep = False
         self._stopping = False
-        self._clock_stored = self._room_asked = self._file_checked = 0.0
-        self._room = True
+        self._ended = False
+        self._clock_stored = self._file_checked = 0.0
+        self._trouble: MqkitError | None = None  # what the last transaction failed of
+        self._trouble_checked = 0.0
+        self._wanted = 0  # bytes of disk it failed for want of
+        self._broken = False  # the writer has to be opened anew
+        self._seen: str | None = None  # what a look at file and disk showed
+        self._looked_at = 0.0
         self._swept: dict[int, float] = {}
         self._version = 0
         self._deaths_looked_for = 0.0
@@ -173,21 +77,29 @@ class Committer:
 
     # -- any thread
 
+    @property
+    def usable(self) -> bool:
+        """It is open, or about to be."""
+        return self._failure is None and not self._ended and self._thread.is_alive()
+
     def wait_open(self) -> None:
         """Raises what opening the file raised, or `Unavailable` after a bounded wait."""
         if not self._opened.wait(PATIENCE):
             raise Unavailable(f"SQLite file {self.path} could not be opened within {PATIENCE:g} seconds")
         if self._failure is not None:
             raise self._failure
+        if self.damaged is not None:
+            raise self.damaged
 
     def submit(self, ticket: Ticket) -> None:
-        if self.file.inherited:
-            refuse_inherited(self.path)
-        if not self._thread.is_alive():
-            raise Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
+        self.file.refuse_inherited()
+        if self.damaged is not None:
+            raise self.damaged
         self._inbox.append(ticket)
         if self._asleep:
             self._wakeup.ring()
+        if self._ended:  # perhaps after the thread had answered whatever was there
+            self._fail_all(self._has_ended())
 
     def run(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction and wait for its commit."""
@@ -195,41 +107,53 @@ class Committer:
         self.submit(call)
         return call.value(self.path)
 
-    def has_room(self) -> bool:
-        """Is the disk's reserve untouched? Asked of the system at most once a second."""
+    def trouble(self) -> str | None:
+        """Why nothing can be published now: what the last transaction failed of, or a look at most once a second shows."""
         now = time.monotonic()
-        if now - self._room_asked > 1.0:
-            self._room, self._room_asked = self.file.has_room(), now
-        return self._room
+        if now - self._looked_at > _TROUBLE_CHECK:
+            self._seen, self._looked_at = self._look(), now
+        failure = self.damaged or self._trouble
+        return self._seen if failure is None else str(failure)
+
+    def condemn(self, error: MqkitError) -> None:
+        """Where the file turned out to be damaged, by whomever: nobody in this process works with it any more."""
+        if isinstance(error, StoreDamaged) and self.damaged is None:
+            self.damaged = error
 
     def stop(self) -> None:
-        if self._opened.is_set() and self._failure is None and self.file.inherited:
+        opened = self._opened.is_set() and self._failure is None
+        if opened and self.file.inherited:
             return
         self._stopping = True
-        opened = self._opened.is_set() and self._failure is None
         if opened:
             self._wakeup.ring()
         self._thread.join(PATIENCE)
-        if opened and not self._thread.is_alive():  # not by the thread, which may end before it is rung
-            self._wakeup.close()
 
     def abandon(self) -> None:
         """In a forked child: leave everything to the parent."""
         if self._opened.is_set() and self._failure is None:
             self.file.abandon()
-            self._wakeup.close()
+            self._wakeup.abandon()
         else:
             inherit(self.path)
+
+    def _look(self) -> str | None:
+        try:
+            self.file.check()
+        except MqkitError as exc:
+            return str(exc)
+        return lacks_room(self.path) if self.file.free_space() < self.options.reserve else None
+
+    def _has_ended(self) -> Closed:
+        return Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
 
     # -- the commit thread
 
     def _run(self) -> None:
         try:
-            self._process = this_process()
-            self.file = File(self.path, self.options)
-            self._wakeup = Wakeup(self.path)
-        except BaseException as exc:  # noqa: BLE001  raised again by `wait_open`
-            self._failure = exc
+            self._open()
+        except Exception as exc:  # noqa: BLE001  raised again by `wait_open`
+            self._failure = translate_any(exc, self.path)
             self._opened.set()
             return
         self._opened.set()
@@ -243,28 +167,41 @@ class Committer:
                 elif not self._tidy():
                     self._sleep()
         finally:
-            ended = Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
-            self._fail([*self._standing, *self._drain()], ended)
+            self._ended = True
+            self._fail_all(self._has_ended())
+            self._wakeup.close()
             self.file.close()
+
+    def _open(self) -> None:
+        self._process = this_process()
+        self.file = File(self.path, self.options, create=self.creates, expected=self._expected)
+        try:
+            self._wakeup = Wakeup(self.path)
+        except BaseException:
+            self.file.close()
+            raise
 
     def _take(self) -> list[Ticket]:
         """Everything that has something to write now. The others wait for messages."""
-        db, now = self.file.writer, self.file.clock.now()
         work: list[Ticket] = []
         try:
+            self._renew_writer()
+            db, now = self.file.writer, self.file.clock.now()
             self._look_for_deaths()
             self._standing = [ticket for ticket in self._standing if ticket.state is State.WAITING]
             if self._standing and self._changed(now):
                 work += [ticket for ticket in self._standing if ticket.urgent(db, now)]
             while self._inbox and not work:
-                ticket = self._inbox.popleft()
-                if ticket.urgent(db, now):
+                ticket = self._inbox[0]
+                urgent = ticket.urgent(db, now)  # if this raises, it is answered with the rest
+                self._inbox.popleft()
+                if urgent:
                     work.append(ticket)
                 elif isinstance(ticket, Claimant) and ticket.wait_for_messages():
                     self._standing.append(ticket)
-        except (sqlite3.Error, MqkitError) as exc:
-            error = translate(exc, self.path) if isinstance(exc, sqlite3.Error) else exc
-            self._fail([*self._standing, *self._drain()], error)
+        except Exception as exc:  # noqa: BLE001  whatever it is, the thread has to live
+            self._failed(exc, [*work, *self._standing, *self._drain()])
+            return []
         return work
 
     def _look_for_deaths(self) -> None:
@@ -296,6 +233,8 @@ class Committer:
             timeout = min(_FILE_CHECK, max(0.0, min(ticket.again_at for ticket in self._standing) - now))
         if self._untidy:
             timeout = min(timeout, max(0.0, self._worked_at + _IDLE - time.monotonic()))
+        if self._trouble is not None:
+            timeout = min(timeout, max(0.0, self._trouble_checked + _TROUBLE_CHECK - time.monotonic()))
         self._asleep = True
         if not self._inbox and not self._stopping:
             self._wakeup.wait(timeout, watch=bool(self._standing))
@@ -304,6 +243,8 @@ class Committer:
     def _tidy(self) -> bool:
         """When nobody has written for a while, in this process or another: one bounded step; is there more to do?"""
         now = time.monotonic()
+        if self._trouble is not None:
+            self._check_trouble(now)
         if not self._untidy or now - self._worked_at < _IDLE:
             return False
         try:
@@ -314,22 +255,47 @@ class Committer:
             self.file.check()
             with self.file.turn:
                 self._untidy = self.file.shrink()
-        except (sqlite3.Error, MqkitError):
-            self._untidy = False  # whoever works with the file next is told
+        except Exception:  # noqa: BLE001  whoever works with the file next is told
+            self._untidy = False
         return self._untidy
 
-    def _transact(self, found: list[Ticket]) -> None:
-        """`found` and what has queued up meanwhile, in one transaction."""
+    def _check_trouble(self, now: float) -> None:
+        """Whether it is over, where nobody else finds out; at most once a second."""
+        if now - self._trouble_checked < _TROUBLE_CHECK:
+            return
+        self._trouble_checked = now
+        try:
+            self.file.check()
+            self._renew_writer()
+            if self._wanted and self.file.room(self.file.writer) < self._wanted:
+                return
+            self.file.try_to_write()
+        except Exception:  # noqa: BLE001  it goes on
+            return
+        self._trouble = None
+
+    def _transact(self, found: Sequence[Ticket]) -> None:
+        """`found` and what has queued up meanwhile, in one transaction; where something spoils it, each in its own."""
+        work, spoilt = self._attempt(found, drain=True)
+        if not spoilt:
+            return
+        for ticket in work:
+            if ticket.state is State.RUNNING:  # one that waits for messages may have been served by another's
+                self._attempt([ticket], drain=False)
+
+    def _attempt(self, found: Sequence[Ticket], *, drain: bool) -> tuple[list[Ticket], bool]:
+        """One transaction; what it worked on, and whether the fault lies with one of several, none of which is answered."""
         work: list[Ticket] = []
         waiting: list[Claimant] = []
         committing = False
         self._untidy, self._worked_at = True, time.monotonic()
-        db = self.file.writer
         try:
             self.file.check()
+            self._renew_writer()
+            db = self.file.writer
             with self.file.turn:
                 db.execute("BEGIN IMMEDIATE")
-                work = self._begin(found)
+                work = self._begin(found, drain=drain)
                 tx = Transaction(self.file, self._swept)
                 for ticket in work:
                     ticket.write(tx)
@@ -343,32 +309,30 @@ class Committer:
                 self._store_clock(tx)
                 committing = True
                 db.execute("COMMIT")
-        except sqlite3.Error as exc:
+        except Exception as exc:  # noqa: BLE001  whatever it is, those who wait are told and the thread lives
             self._roll_back()
             if committing and in_doubt(exc):
-                self.file.reopen()
+                self._broken = True
                 self._fail(work, commit_unknown(exc, self.path))
-            else:
-                self._fail(work or self._begin(found), translate(exc, self.path))
-        except MqkitError as exc:
-            self._roll_back()
-            self._fail(work or self._begin(found), exc)
-        except BaseException as exc:
-            self._fail(work or found, Unavailable(f"SQLite file {self.path}: the commit thread failed ({exc!r})"))
-            raise
-        else:
-            for ticket in work:
-                if ticket not in waiting:
-                    ticket.finish()
-            for claimant in waiting:
-                if claimant.wait_for_messages() and claimant not in self._standing:
-                    self._standing.append(claimant)
+                return work, False
+            spoilt = len(work) > 1 and isinstance(translate_any(exc, self.path), Unencodable)
+            if not spoilt:
+                self._failed(exc, work or self._begin(found, drain=False))
+            return work, spoilt
+        self._succeeded(tx)
+        for ticket in work:
+            if ticket not in waiting:
+                ticket.finish()
+        for claimant in waiting:
+            if claimant.wait_for_messages() and claimant not in self._standing:
+                self._standing.append(claimant)
+        return work, False
 
-    def _begin(self, found: list[Ticket]) -> list[Ticket]:
+    def _begin(self, found: Sequence[Ticket], *, drain: bool) -> list[Ticket]:
         work = [ticket for ticket in found if ticket.begin()]
         weight = sum(ticket.weight for ticket in work)
         size = sum(ticket.size for ticket in work)
-        while self._inbox and weight < MOST_WORK and size < MOST_BYTES:
+        while drain and self._inbox and weight < MOST_WORK and size < MOST_BYTES:
             ticket = self._inbox.popleft()
             if ticket.begin():
                 work.append(ticket)
@@ -383,80 +347,49 @@ class Committer:
             self._clock_stored = tx.now
 
     def _roll_back(self) -> None:
-        if self.file.writer.in_transaction:  # a full disk has rolled back already
-            self.file.writer.execute("ROLLBACK")
+        try:
+            if self.file.writer.in_transaction:  # a full disk has rolled back already
+                self.file.writer.execute("ROLLBACK")
+        except Exception:  # noqa: BLE001  a connection in doubt is not used again
+            self._broken = True
+
+    def _renew_writer(self) -> None:
+        if self._broken:
+            self.file.reopen()
+            self._broken = False
+
+    def _succeeded(self, tx: Transaction) -> None:
+        if tx.lacked:
+            self._trouble = PublishFailed(lacks_room(self.path))
+            self._wanted, self._trouble_checked = tx.lacked, time.monotonic()
+        elif tx.publishes or not self._wanted:  # that a settlement found room says nothing of publishes
+            self._trouble, self._wanted = None, 0
+
+    def _failed(self, exc: Exception, tickets: Sequence[Ticket]) -> None:
+        """Nothing of these was carried out; what that says about the file is remembered."""
+        error = translate_any(exc, self.path)
+        if isinstance(exc, sqlite3.Error):
+            self.condemn(error)
+        if isinstance(error, (Denied, StoreDamaged, Unavailable)):
+            full = getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+            self._wanted = max(1, room_for(sum(ticket.size for ticket in tickets))) if full else 0
+            self._trouble, self._trouble_checked = error, time.monotonic()
+        self._fail(tickets, error)
 
     def _drain(self) -> list[Ticket]:
         tickets = []
         while self._inbox:
-            tickets.append(self._inbox.popleft())
+            try:
+                tickets.append(self._inbox.popleft())
+            except IndexError:  # a caller answered it, because the thread ended
+                break
         return tickets
 
-    def _fail(self, tickets: list[Any], error: MqkitError) -> None:
+    def _fail_all(self, error: MqkitError) -> None:
+        self._fail([*self._standing, *self._drain()], error)
+
+    def _fail(self, tickets: Iterable[Ticket], error: MqkitError) -> None:
         for ticket in tickets:
             if ticket.begin():
                 ticket.finish(error)
         self._standing = [ticket for ticket in self._standing if ticket.state is State.WAITING]
-
-
-_committers: dict[str, Committer] = {}
-_lock = threading.Lock()
-
-
-def acquire(path: str, options: SqliteOptions) -> Committer:
-    """The committer of a file, opened. Every `acquire` needs its `release`."""
-    refuse_inherited(path)
-    _guard_forks()
-    with _lock:
-        committer = _committers.get(path)
-        if committer is not None and not committer._thread.is_alive():
-            committer = None
-        if committer is None:
-            committer = _committers[path] = Committer(path, options)
-        else:
-            _refuse_other_options(committer, options)
-            committer.users += 1
-    try:
-        committer.wait_open()
-    except BaseException:
-        release(committer)
-        raise
-    return committer
-
-
-def release(committer: Committer) -> None:
-    with _lock:
-        committer.users -= 1
-        if committer.users:
-            return
-        if _committers.get(committer.path) is committer:
-            del _committers[committer.path]
-    committer.stop()
-
-
-_guarded = False
-
-
-def _guard_forks() -> None:
-    global _guarded
-    if not _guarded:
-        _guarded = True
-        os.register_at_fork(after_in_child=_abandon_all)
-
-
-def _abandon_all() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread of the parent may have held it
-    for committer in _committers.values():
-        committer.abandon()
-    _committers.clear()
-
-
-def _refuse_other_options(committer: Committer, options: SqliteOptions) -> None:
-    for name in ("synchronous", "reserve", "busy"):
-        ours, theirs = getattr(options, name), getattr(committer.options, name)
-        if ours != theirs:
-            raise ConfigError(
-                f"SQLite file {committer.path} is open in this process with {name}={theirs}; "
-                f"give every bus of the file the same, not {name}={ours}"
-            )

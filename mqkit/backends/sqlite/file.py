@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pathlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mqkit.backends.sqlite import clock, schema
 from mqkit.backends.sqlite.clock import DatabaseClock
-from mqkit.backends.sqlite.errors import translate, translate_os
+from mqkit.backends.sqlite.errors import translate_any, translate_os
 from mqkit.backends.sqlite.options import SqliteOptions
 from mqkit.backends.sqlite.write_lock import WriteLock
-from mqkit.errors import Closed, ConfigError, MqkitError, StoreDamaged
+from mqkit.errors import Closed, ConfigError, NotFound, StoreDamaged, Unavailable
 
 NETWORK_TYPES = frozenset(
     (
@@ -48,36 +49,54 @@ _REAL_WRITE = "UPDATE mq_meta SET value = value WHERE name = 'schema'"
 
 _inherited: set[str] = set()  # paths that were open in the parent when this process was forked
 
+Identity = tuple[int, int]  # device and inode
+_GONE = (0, 0)  # is no file
+
 
 class File:
-    """A file that is open in this process, until `close`. Made on the thread that owns `writer`."""
+    """
+    A file that is open in this process, until `close`. Made on the thread that owns `writer`.
 
-    def __init__(self, path: str, options: SqliteOptions) -> None:
+    Args:
+        create: Make the file, or mqkit's tables in it, where they are missing; else that is `NotFound`.
+        expected: Which file it must be, because this process used it before under this name.
+    """
+
+    def __init__(self, path: str, options: SqliteOptions, *, create: bool, expected: Identity | None) -> None:
         refuse_inherited(path)
         self.path = path
         self.options = options
         self.inherited = False
+        self.turn = WriteLock()
         self._connections: list[sqlite3.Connection] = []
         try:
             refuse_network(path, options)
-            self.turn = WriteLock(path)
-        except OSError as exc:
-            raise translate_os(exc, path) from exc
-        try:
-            self.writer = self._connect("rwc")
+            found = identity(path)
+            _refuse_other(path, found, expected)
+            if found is None and not create:
+                raise NotFound(f"SQLite file {path} does not exist; the first publish or declaration makes it")
+            if not os.path.isdir(os.path.dirname(path)):
+                raise ConfigError(f"SQLite file {path}: its folder does not exist; create it first")
+            self.writer = self._connect("rwc" if create else "rw")
+            if not create and not schema.version(self.writer):
+                raise NotFound(
+                    f"SQLite file {path} holds nothing of mqkit; the first publish or declaration prepares it"
+                )
+            self.turn.open(path)
             found_clock = self._as_found(self.writer)
             if found_clock is None:
                 with self.turn:
                     self._prepare(self.writer)
                     found_clock = self._bring_up(self.writer)
             self.clock = found_clock
-            self._identity = identity(path)
-        except sqlite3.Error as exc:
+            self.identity = identity(path) or _GONE
+            _refuse_other(path, self.identity, expected)
+        except Exception as exc:
             self._undo()
-            raise translate(exc, path) from exc
-        except MqkitError:
-            self._undo()
-            raise
+            error = _not_opened(exc, path)
+            if error is exc:
+                raise
+            raise error from exc
 
     def reader(self) -> sqlite3.Connection:
         """A further connection for the calling thread, which closes it with `release`. It cannot write."""
@@ -86,7 +105,7 @@ class File:
             db = self._connect("rw")
             db.execute("PRAGMA query_only = ON")
         except sqlite3.Error as exc:
-            raise translate(exc, self.path) from exc
+            raise _not_opened(exc, self.path) from exc
         return db
 
     def release(self, db: sqlite3.Connection) -> None:
@@ -98,23 +117,35 @@ class File:
 
     def check(self) -> None:
         """A file that was renamed, deleted or replaced swallows writes without an error; only its inode tells."""
-        if self.inherited:
-            refuse_inherited(self.path)
+        self.refuse_inherited()
         try:
             found = identity(self.path)
         except OSError as exc:
             raise translate_os(exc, self.path) from exc
-        if found != self._identity:
-            fate = "deleted or renamed" if found is None else "replaced by another file"
-            raise StoreDamaged(f"SQLite file {self.path} was {fate} while in use; restart the programs that use it")
+        _refuse_other(self.path, found, self.identity)
 
-    def has_room(self) -> bool:
-        """Is there more free disk than the reserve, without which a full disk could not even be drained?"""
+    def refuse_inherited(self) -> None:
+        """Raises `Closed` in a forked child, whose SQLite would damage the file. Costs nothing elsewhere."""
+        if self.inherited:
+            refuse_inherited(self.path)
+
+    def free_space(self) -> float:
+        """Bytes the disk has left."""
         try:
             disk = os.statvfs(os.path.dirname(self.path))
         except OSError:
-            return True  # whatever happened to the folder, `check` says it better
-        return disk.f_bavail * disk.f_frsize >= self.options.reserve
+            return math.inf  # whatever happened to the folder, `check` says it better
+        return disk.f_bavail * disk.f_frsize
+
+    def room(self, db: sqlite3.Connection | sqlite3.Cursor) -> float:
+        """
+        Bytes above the reserve, without which a full disk could not even be drained.
+
+        The file will grow by itself to the size it has with what is in the write-ahead log.
+        """
+        size = _pragma(db, "page_count") * _pragma(db, "page_size")
+        owed = max(0, size - os.stat(self.path).st_size)
+        return self.free_space() - owed - self.options.reserve
 
     def shrink(self) -> bool:
         """
@@ -140,9 +171,14 @@ class File:
             return 0
 
     def reopen(self) -> None:
-        """A new writer in place of one whose COMMIT broke off."""
-        self.release(self.writer)
-        self.writer = self._connect("rw")
+        """A new writer in place of one whose transaction broke off."""
+        broken, self.writer = self.writer, self._connect("rw")
+        self.release(broken)
+
+    def try_to_write(self) -> None:
+        """Raises what a write would raise; waits for no foreign program."""
+        with self.turn:
+            self._impatiently(self.writer, try_to_write)
 
     def close(self) -> None:
         """Give up writer and turn. A reader that somebody still has goes on until it is released."""
@@ -175,8 +211,12 @@ class File:
             check_same_thread=False,  # an admin moves between threads; each connection has one user at a time
         )
         self._connections.append(db)
-        for pragma in (*_PRAGMAS, f"PRAGMA synchronous = {self.options.synchronous}"):
-            db.execute(pragma)
+        try:
+            for pragma in (*_PRAGMAS, f"PRAGMA synchronous = {self.options.synchronous}"):
+                db.execute(pragma)
+        except BaseException:
+            self.release(db)
+            raise
         return db
 
     def _as_found(self, db: sqlite3.Connection) -> DatabaseClock | None:
@@ -188,16 +228,21 @@ class File:
         try:
             now = prepared_clock(db)
             if now is not None:
-                db.execute("PRAGMA busy_timeout = 0")
-                try_to_write(db)
+                self._impatiently(db, try_to_write)
         except sqlite3.OperationalError as exc:
             if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             # Whoever writes now shows that it can be written, or prepares it at this moment.
             now = prepared_clock(db)
+        return now
+
+    def _impatiently(self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Do something without waiting for whoever has the write lock."""
+        db.execute("PRAGMA busy_timeout = 0")
+        try:
+            work(db)
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(self.options.busy * 1000)}")
-        return now
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Switch a file to write-ahead logging; under the turn, because two at once fail whatever their timeout."""
@@ -221,12 +266,36 @@ class File:
         return now
 
 
-def _pragma(db: sqlite3.Connection, name: str) -> int:
+def _pragma(db: sqlite3.Connection | sqlite3.Cursor, name: str) -> int:
     value: int = db.execute(f"PRAGMA {name}").fetchone()[0]
     return value
 
 
-def identity(path: str) -> tuple[int, int] | None:
+def _refuse_other(path: str, found: Identity | None, expected: Identity | None) -> None:
+    """Raises `StoreDamaged` where another file, or none, is in the place of the one that is in use."""
+    if expected is not None and found != expected:
+        fate = "deleted or renamed" if found is None else "replaced by another file"
+        raise StoreDamaged(
+            f"SQLite file {path} was {fate} while in use; restart the programs that use it, or close every bus of this "
+            "process that does"
+        )
+
+
+def _not_opened(exc: Exception, path: str) -> Exception:
+    """SQLite has one code for a lack of permission and a lack of descriptors; the system tells them apart."""
+    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code == sqlite3.SQLITE_CANTOPEN and _may_be_used(path):
+        return Unavailable(f"SQLite file {path} cannot be opened now; this process may have too many open files")
+    return translate_any(exc, path)
+
+
+def _may_be_used(path: str) -> bool:
+    if not os.access(os.path.dirname(path), os.R_OK | os.W_OK | os.X_OK):
+        return False
+    return not os.path.exists(path) or (os.path.isfile(path) and os.access(path, os.R_OK | os.W_OK))
+
+
+def identity(path: str) -> Identity | None:
     """What makes it the same file whatever its name; None if there is none."""
     try:
         found = os.stat(path)

@@ -74,9 +74,9 @@ def look(db: sqlite3.Connection, source: Source, owner: int, now: float, boot: s
               (SELECT due FROM mq_side INDEXED BY mq_side_due WHERE grp = g.id AND state = {DUE_LATER}
                  ORDER BY due LIMIT 1),
               (SELECT due FROM mq_later WHERE destination = d.id ORDER BY due LIMIT 1),
-              (SELECT min(CASE boot WHEN ?3 THEN until ELSE 0 END) FROM mq_owner WHERE grp = g.id AND id <> ?2)
-            FROM mq_group g CROSS JOIN mq_destination d ON d.id = g.destination WHERE g.id = ?1""",
-        (source.group, owner, boot),
+              (SELECT min(CASE boot WHEN :boot THEN until ELSE 0 END) FROM mq_owner WHERE grp = g.id AND id <> :owner)
+            FROM mq_group g CROSS JOIN mq_destination d ON d.id = g.destination WHERE g.id = :group""",
+        {"group": source.group, "owner": owner, "boot": boot},
     ).fetchone()
     return row and Prospect(*row)
 
@@ -179,14 +179,14 @@ def release(db: sqlite3.Connection, source: Source, owner: int, releases: Sequen
         keys.let_go(db, source.group, owner, given)
     db.execute(
         f"""INSERT INTO mq_side(grp, id, due, state, priority, key, attempt, deliveries, lost, solo, since)
-            SELECT ?1, l.id, r.due, CASE WHEN r.due IS NOT NULL THEN {DUE_LATER} WHEN l.key IS NOT NULL THEN {BEHIND_KEY}
+            SELECT :group, l.id, r.due, CASE WHEN r.due IS NOT NULL THEN {DUE_LATER} WHEN l.key IS NOT NULL THEN {BEHIND_KEY}
                 ELSE {READY} END, m.priority, l.key, coalesce(r.attempt, l.attempt), coalesce(l.deliveries, 1),
               CASE WHEN r.attempt IS NULL THEN l.lost ELSE 0 END, CASE WHEN r.attempt IS NULL THEN l.solo ELSE 0 END,
               coalesce(r.since, l.since)
             FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS due,
-                json_extract(value, '$[2]') AS attempt, json_extract(value, '$[3]') AS since FROM json_each(?3)) AS r
-            CROSS JOIN mq_lease l ON l.owner = ?2 AND l.id = r.id CROSS JOIN mq_message m ON m.id = l.id""",
-        (source.group, owner, json.dumps(rows)),
+                json_extract(value, '$[2]') AS attempt, json_extract(value, '$[3]') AS since FROM json_each(:given)) AS r
+            CROSS JOIN mq_lease l ON l.owner = :owner AND l.id = r.id CROSS JOIN mq_message m ON m.id = l.id""",
+        {"group": source.group, "owner": owner, "given": json.dumps(rows, allow_nan=False)},
     )
     ours = db.execute(
         "DELETE FROM mq_lease WHERE owner = ? AND id IN (SELECT value FROM json_each(?)) RETURNING id", (owner, given)
@@ -200,10 +200,10 @@ def give_back(db: sqlite3.Connection, source: Source, owner: int, *, died: bool)
     """End an owner: what it held is ready again. Where it died, each message remembers that it lost a holder."""
     db.execute(
         f"""INSERT INTO mq_side(grp, id, state, priority, key, attempt, deliveries, lost, solo, since)
-            SELECT ?1, l.id, CASE WHEN l.key IS NULL THEN {READY} ELSE {BEHIND_KEY} END, m.priority, l.key, l.attempt,
-              coalesce(l.deliveries, 1), l.lost + ?3, l.solo + ?3 * l.alone, l.since
-            FROM mq_lease l CROSS JOIN mq_message m ON m.id = l.id WHERE l.owner = ?2""",
-        (source.group, owner, int(died)),
+            SELECT :group, l.id, CASE WHEN l.key IS NULL THEN {READY} ELSE {BEHIND_KEY} END, m.priority, l.key, l.attempt,
+              coalesce(l.deliveries, 1), l.lost + :died, l.solo + :died * l.alone, l.since
+            FROM mq_lease l CROSS JOIN mq_message m ON m.id = l.id WHERE l.owner = :owner""",
+        {"group": source.group, "owner": owner, "died": died},
     )
     db.execute("DELETE FROM mq_lease WHERE owner = ?", (owner,))
     db.execute("DELETE FROM mq_owner WHERE id = ?", (owner,))
@@ -225,21 +225,21 @@ def reap(db: sqlite3.Connection, source: Source, now: float, boot: str, owner: i
 
 def materialise(db: sqlite3.Connection, source: Source, upto: int) -> None:
     """Turn the log of a group up to an id into side rows, keeping order, so that single ones can be removed."""
-    rows = "id > (SELECT cursor FROM mq_group WHERE id = ?1) AND id >= ?2 AND id <= ?3 AND (grp IS NULL OR grp = ?1)"
-    bounds = (source.group, source.destination << SHIFT, upto)
+    rows = "id > (SELECT cursor FROM mq_group WHERE id = :group) AND id >= :low AND id <= :upto AND (grp IS NULL OR grp = :group)"
+    given = {"group": source.group, "low": source.destination << SHIFT, "upto": upto, "ordered": source.ordered}
     if source.ordered:
         db.execute(
             f"""INSERT OR IGNORE INTO mq_keylock(grp, key, owner, held)
-                SELECT DISTINCT ?1, key, 0, 0 FROM mq_message WHERE {rows} AND key IS NOT NULL""",
-            bounds,
+                SELECT DISTINCT :group, key, 0, 0 FROM mq_message WHERE {rows} AND key IS NOT NULL""",
+            given,
         )
     db.execute(
         f"""INSERT INTO mq_side(grp, id, state, priority, key)
-            SELECT ?1, id, CASE WHEN key IS NULL OR NOT ?4 THEN {READY} ELSE {BEHIND_KEY} END, priority,
-              CASE WHEN ?4 THEN key END FROM mq_message WHERE {rows}""",
-        (*bounds, source.ordered),
+            SELECT :group, id, CASE WHEN key IS NULL OR NOT :ordered THEN {READY} ELSE {BEHIND_KEY} END, priority,
+              CASE WHEN :ordered THEN key END FROM mq_message WHERE {rows}""",
+        given,
     )
-    db.execute("UPDATE mq_group SET cursor = max(cursor, ?2) WHERE id = ?1", (source.group, upto))
+    db.execute("UPDATE mq_group SET cursor = max(cursor, :upto) WHERE id = :group", given)
     if source.ordered:
         keys.resolve(db, source.group)
 
@@ -247,13 +247,13 @@ def materialise(db: sqlite3.Connection, source: Source, upto: int) -> None:
 def _promote_side(db: sqlite3.Connection, source: Source, now: float, limit: int) -> None:
     state = str(READY)
     if source.ordered:  # the rest of its key is still in hand: it becomes ready when that is settled
-        state = f"""CASE WHEN EXISTS (SELECT 1 FROM mq_keylock k WHERE k.grp = ?1 AND k.key = mq_side.key AND k.held > 0)
+        state = f"""CASE WHEN EXISTS (SELECT 1 FROM mq_keylock k WHERE k.grp = :group AND k.key = mq_side.key AND k.held > 0)
                     THEN {BEHIND_KEY} ELSE {READY} END"""
     db.execute(
-        f"""UPDATE mq_side SET state = {state}, due = NULL WHERE grp = ?1 AND id IN (
-              SELECT id FROM mq_side INDEXED BY mq_side_due WHERE grp = ?1 AND state = {DUE_LATER} AND due <= ?2
-              ORDER BY due LIMIT ?3)""",
-        (source.group, now, limit),
+        f"""UPDATE mq_side SET state = {state}, due = NULL WHERE grp = :group AND id IN (
+              SELECT id FROM mq_side INDEXED BY mq_side_due WHERE grp = :group AND state = {DUE_LATER} AND due <= :now
+              ORDER BY due LIMIT :limit)""",
+        {"group": source.group, "now": now, "limit": limit},
     )
 
 
@@ -280,9 +280,9 @@ def _claim_side(db: sqlite3.Connection, source: Source, owner: int, limit: int) 
     given = str(ids)
     db.execute(
         """INSERT INTO mq_lease(owner, id, key, attempt, deliveries, lost, solo, since)
-           SELECT ?1, id, key, attempt, deliveries + 1, lost, solo, since FROM mq_side
-           WHERE grp = ?2 AND id IN (SELECT value FROM json_each(?3))""",
-        (owner, source.group, given),
+           SELECT :owner, id, key, attempt, deliveries + 1, lost, solo, since FROM mq_side
+           WHERE grp = :group AND id IN (SELECT value FROM json_each(:given))""",
+        {"owner": owner, "group": source.group, "given": given},
     )
     rows = db.execute(
         """DELETE FROM mq_side WHERE grp = ? AND id IN (SELECT value FROM json_each(?))
@@ -300,14 +300,14 @@ def _claim_run(
 ) -> tuple[int, int] | None:
     """Lease a run of the log and move the cursor past it, and past what is meant for others."""
     [(count, high)] = db.execute(
-        """SELECT count(*), max(id) FROM (SELECT id FROM mq_message WHERE id > ?1 AND id <= ?2
-             AND (grp IS NULL OR grp = ?3) ORDER BY id LIMIT ?4)""",
+        """SELECT count(*), max(id) FROM (SELECT id FROM mq_message WHERE id > ? AND id <= ?
+             AND (grp IS NULL OR grp = ?) ORDER BY id LIMIT ?)""",
         (cursor, last, source.group, limit),
     ).fetchall()
     if count:
         db.execute(
             """INSERT INTO mq_lease(owner, id)
-               SELECT ?1, id FROM mq_message WHERE id > ?2 AND id <= ?3 AND (grp IS NULL OR grp = ?4)""",
+               SELECT ?, id FROM mq_message WHERE id > ? AND id <= ? AND (grp IS NULL OR grp = ?)""",
             (owner, cursor, high, source.group),
         )
     _move_cursor(db, source, high if count == limit else last)
@@ -320,12 +320,12 @@ def _claim_ordered(db: sqlite3.Connection, source: Source, owner: int, cursor: i
     looked_at = 0
     while len(leased) < limit and looked_at < _LOOKED_AT and cursor < last:
         rows = db.execute(
-            """SELECT m.id, m.key, k.key IS NOT NULL, k.owner = ?4 AND NOT EXISTS (
-                   SELECT 1 FROM mq_side s INDEXED BY mq_side_key WHERE s.grp = ?3 AND s.key = m.key)
-               FROM (SELECT id, key FROM mq_message WHERE id > ?1 AND id <= ?2 AND (grp IS NULL OR grp = ?3)
-                     ORDER BY id LIMIT ?5) AS m
-               LEFT JOIN mq_keylock k ON k.grp = ?3 AND k.key = m.key ORDER BY m.id""",
-            (cursor, last, source.group, owner, limit - len(leased)),
+            """SELECT m.id, m.key, k.key IS NOT NULL, k.owner = :owner AND NOT EXISTS (
+                   SELECT 1 FROM mq_side s INDEXED BY mq_side_key WHERE s.grp = :group AND s.key = m.key)
+               FROM (SELECT id, key FROM mq_message WHERE id > :cursor AND id <= :last AND (grp IS NULL OR grp = :group)
+                     ORDER BY id LIMIT :limit) AS m
+               LEFT JOIN mq_keylock k ON k.grp = :group AND k.key = m.key ORDER BY m.id""",
+            {"cursor": cursor, "last": last, "group": source.group, "owner": owner, "limit": limit - len(leased)},
         ).fetchall()
         cursor = rows[-1][0] if len(rows) == limit - len(leased) else last
         looked_at += len(rows)

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from mqkit.backends.base import Address, Received, Settlement, Turn
 from mqkit.backends.sqlite import leases, wire
-from mqkit.backends.sqlite.committer import Claimant, Committer, State, Transaction, release
+from mqkit.backends.sqlite.committer import Committer
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.log import find_route
 from mqkit.backends.sqlite.schema import SHIFT
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import Claimant, State, Transaction
 from mqkit.errors import MqkitError
 
 
@@ -47,13 +49,18 @@ class SqliteListener:
         self._renewed_at = time.monotonic()
         self._woken = False
         self._closed = False
-        self.destination, self._owner, self.cursor = committer.run(self._join)
         self._db = self._file.reader()
+        try:
+            self.destination, self._owner, self.cursor = committer.run(self._join)
+        except BaseException:
+            self._file.release(self._db)
+            raise
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Broadcasts are not settled."""
 
     def receive(self, room: int, timeout: float) -> Turn:
+        self._file.refuse_inherited()
         deadline = time.monotonic() + timeout
         if time.monotonic() - self._renewed_at > self._lease / 3:
             self._renew()
@@ -71,6 +78,8 @@ class SqliteListener:
         return Turn()
 
     def wake(self) -> None:
+        if self._file.inherited:
+            return  # nobody waits, and a thread of the parent may have held the lock
         with self.changed:
             self._woken = True
             self.changed.notify_all()
@@ -82,8 +91,9 @@ class SqliteListener:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(MqkitError):  # else its lease runs out
-            self._committer.run(self._leave)
+        if not self._file.inherited:
+            with contextlib.suppress(MqkitError):  # else its lease runs out
+                self._committer.run(self._leave)
         self._file.release(self._db)
         release(self._committer)
 
@@ -109,7 +119,9 @@ class SqliteListener:
                 (self.cursor, (self.destination + 1) << SHIFT, room),
             ).fetchall()
         except sqlite3.Error as exc:
-            raise translate(exc, self._file.path) from exc
+            error = translate(exc, self._file.path)
+            self._committer.condemn(error)
+            raise error from exc
         if rows:
             self.cursor = rows[-1][0]
         return [wire.first_received(row, self._owner, self._address) for row in rows]

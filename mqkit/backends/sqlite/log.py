@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sqlite3
 from typing import Any, NamedTuple
 
@@ -92,15 +91,16 @@ class Appender:
 
 def append(db: sqlite3.Connection | sqlite3.Cursor, route: Route, parcel: Parcel, now: float) -> None:
     if parcel.delayed:
-        _insert(db, _LATER, (route.destination, route.group, now), parcel.delayed, width=7)
+        _LATER.insert(db, _later(parcel.delayed, route, now))
     if not route.kept:
         return
     if parcel.plain:
-        _append_rows(db, route, parcel.plain, parcel.count, now)
+        first = _reserve(db, route, parcel.count)
+        _PLAIN.insert(db, _numbered(parcel.plain, _PLAIN.width, first, now, route.group))
     if parcel.prioritised:
-        count = len(parcel.prioritised) // 6
+        count = len(parcel.prioritised) // _PRIORITISED.width
         first = _reserve(db, route, count)
-        _insert(db, _PRIORITISED, (first, now, 0), parcel.prioritised, width=6)
+        _PRIORITISED.insert(db, _numbered(parcel.prioritised, _PRIORITISED.width, first, now, 0))
         db.execute(
             """INSERT INTO mq_side(grp, id, state, priority) SELECT g.id, m.id, ?, m.priority FROM mq_message m, mq_group g
                WHERE m.id BETWEEN ? AND ? AND g.destination = ? AND (? IS NULL OR g.id = ?)""",
@@ -122,30 +122,19 @@ def promote(
     row = db.execute("SELECT keep > 0 OR retain > 0 FROM mq_destination WHERE id = ?", (destination,)).fetchone()
     parcels: dict[int | None, Parcel] = {}
     for _, group, due, ttl, priority, *rest in rows:
-        parcel = parcels.setdefault(group, Parcel())
         left = None if ttl is None else due + ttl - now
-        if priority > 0:
-            parcel.prioritised += (priority, left, *rest)
-        else:
-            parcel.plain += (left, *rest)
-            parcel.count += 1
+        parcels.setdefault(group, Parcel()).add_row(priority, left, *rest)
     for group, parcel in parcels.items():
         append(db, Route(destination, group, bool(row[0])), parcel, now)
     db.execute("DELETE FROM mq_later WHERE id IN (SELECT value FROM json_each(?))", (str([row[0] for row in rows]),))
     return len(rows)
 
 
-def _append_rows(
-    db: sqlite3.Connection | sqlite3.Cursor, route: Route, values: list[Any], count: int, now: float
-) -> None:
-    _insert(db, _PLAIN, (_reserve(db, route, count), now, route.group), values, width=5)
-
-
 def _reserve(db: sqlite3.Connection | sqlite3.Cursor, route: Route, count: int) -> int:
     """The first of `count` new ids. A message for one group only is hidden from the counters of the others."""
     [(last,)] = db.execute(
-        "UPDATE mq_destination SET last = last + ?1, published = published + ?1 WHERE id = ?2 RETURNING last",
-        (count, route.destination),
+        "UPDATE mq_destination SET last = last + ?, published = published + ? WHERE id = ? RETURNING last",
+        (count, count, route.destination),
     ).fetchall()
     if route.group is not None:
         db.execute(
@@ -156,40 +145,48 @@ def _reserve(db: sqlite3.Connection | sqlite3.Cursor, route: Route, count: int) 
     return first
 
 
-# ?1 first id, ?2 now, ?3 group; {0} is the row's place in its statement
-_PLAIN = (
-    "INSERT INTO mq_message(id, published, grp, expires, key, message_id, envelope, body) VALUES ",
-    "(?1 + {0}, ?2, ?3, ?2 + ?, ?, ?, ?, ?)",
-)
-_PRIORITISED = (
-    "INSERT INTO mq_message(id, published, grp, priority, expires, key, message_id, envelope, body) VALUES ",
-    "(?1 + {0}, ?2, ?3, ?, ?2 + ?, ?, ?, ?, ?)",
-)
-# ?1 destination, ?2 group, ?3 now
-_LATER = (
-    "INSERT INTO mq_later(destination, grp, due, priority, ttl, key, message_id, envelope, body) VALUES ",
-    "(?1, ?2, ?3 + ?, ?, ?, ?, ?, ?, ?)",
-)
+class _Rows:
+    """Rows of one form, many in a statement."""
+
+    def __init__(self, table: str, columns: str) -> None:
+        self.width = columns.count(",") + 1
+        self._into = f"INSERT INTO {table}({columns}) VALUES "
+        self._row = f"({','.join('?' * self.width)})"
+        self._statements: dict[int, str] = {}
+
+    def insert(self, db: sqlite3.Connection | sqlite3.Cursor, values: list[Any]) -> None:
+        done, total = 0, len(values) // self.width
+        while done < total:
+            size = next(size for size in _SIZES if size <= total - done)
+            db.execute(self._statement(size), values[done * self.width : (done + size) * self.width])
+            done += size
+
+    def _statement(self, size: int) -> str:
+        known = self._statements.get(size)
+        if known is None:
+            known = self._statements[size] = self._into + ",".join([self._row] * size)
+        return known
 
 
-def _insert(
-    db: sqlite3.Connection | sqlite3.Cursor,
-    form: tuple[str, str],
-    shared: tuple[Any, ...],
-    values: list[Any],
-    *,
-    width: int,
-) -> None:
-    done, total = 0, len(values) // width
-    first = shared[0]
-    numbered = form is not _LATER
-    while done < total:
-        size = next(size for size in _SIZES if size <= total - done)
-        start = (first + done, *shared[1:]) if numbered else shared
-        db.execute(_statement(form, size), [*start, *values[done * width : (done + size) * width]])
-        done += size
+_PLAIN = _Rows("mq_message", "id, published, grp, expires, key, message_id, envelope, body")
+_PRIORITISED = _Rows("mq_message", "id, published, grp, expires, key, message_id, envelope, body, priority")
+_LATER = _Rows("mq_later", "destination, grp, due, ttl, key, message_id, envelope, body, priority")
 
 
-@functools.cache
-def _statement(form: tuple[str, str], size: int) -> str:
-    return form[0] + ",".join(form[1].format(place) for place in range(size))
+def _numbered(values: list[Any], width: int, first: int, now: float, group: int | None) -> list[Any]:
+    """`values` of a parcel with what only the transaction knows."""
+    count = len(values) // width
+    values[0::width] = range(first, first + count)
+    values[1::width] = [now] * count
+    values[2::width] = [group] * count
+    values[3::width] = [None if ttl is None else now + ttl for ttl in values[3::width]]
+    return values
+
+
+def _later(values: list[Any], route: Route, now: float) -> list[Any]:
+    """The same for messages that are not due."""
+    count = len(values) // _LATER.width
+    values[0 :: _LATER.width] = [route.destination] * count
+    values[1 :: _LATER.width] = [route.group] * count
+    values[2 :: _LATER.width] = [now + delay for delay in values[2 :: _LATER.width]]
+    return values

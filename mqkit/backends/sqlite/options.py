@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Literal
 
 from mqkit._url import Url
 from mqkit.errors import ConfigError
+
+_LONGEST_BUSY = 86_400.0  # SQLite takes it as milliseconds in 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class SqliteOptions:
         synchronous: `full` survives power loss; `normal` survives the death of processes only.
         lease: Seconds after which what a silent receiver holds goes to another one; over 0.2.
         max_body: Bytes of the largest message.
-        reserve: Bytes of free disk space below which publishes are refused, so that consuming can still write.
+        reserve: Bytes of free disk space that publishes leave, so that consuming can still write; 0 leaves nothing.
         network: What to do on a network file system, whose locks SQLite cannot trust: `refuse` or `warn`.
         busy: Seconds to wait for a foreign program that holds the file's write lock.
     """
@@ -32,6 +35,8 @@ class SqliteOptions:
     busy: float = 5.0
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.lease) and math.isfinite(self.busy) and self.busy < _LONGEST_BUSY):
+            raise ValueError(f"lease={self.lease} and busy={self.busy} must be numbers of seconds, busy below a day")
         if not self.lease > 0.2:
             raise ValueError(f"lease={self.lease} is too short to be renewed in time; use more than 0.2 seconds")
         if self.max_body <= 4096:
@@ -49,4 +54,6 @@ def file_path(url: Url) -> str:
     name = url.path.removeprefix("/")
     if name in ("", ":memory:"):
         raise ConfigError("a sqlite URL needs a file, such as sqlite:///app.db; for a broker in memory use memory://")
+    if "\0" in name:
+        raise ConfigError(f"the path {name!r} of a sqlite URL holds a NUL (%00), which no file name can")
     return os.path.realpath(name)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mqkit.backends.base import Address, Outcome, Outgoing
-from mqkit.backends.sqlite.committer import Committer, Ticket, Transaction, release
+from mqkit.backends.sqlite.committer import MOST_BYTES, Committer
 from mqkit.backends.sqlite.errors import publish_error
 from mqkit.backends.sqlite.listener import sweep_sometimes
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import Ticket, Transaction
 from mqkit.backends.sqlite.wire import Parcel
-from mqkit.errors import MqkitError, NotFound, PublishFailed, PublishUnknown
+from mqkit.errors import MqkitError, NotFound, PublishFailed, PublishUnknown, StoreDamaged
+
+_ROW = 200  # bytes a message takes beside its body: envelope, headers, id, index
 
 
 class _Batch(Ticket):
     def __init__(self, publisher: SqlitePublisher, messages: Sequence[Outgoing]) -> None:
-        super().__init__(publisher.changed, weight=len(messages), size=sum(len(each.body) for each in messages))
+        super().__init__(publisher.changed, weight=len(messages), size=size_of(messages))
         self._publisher = publisher
         self._messages = messages
         self._refused: dict[Address, MqkitError] = {}
@@ -29,6 +33,11 @@ class _Batch(Ticket):
 
     def write(self, tx: Transaction) -> None:
         self._refused.clear()
+        try:
+            tx.take_room(self.size)
+        except PublishFailed as exc:
+            self.failure = exc
+            return
         for address, parcel in self._parcels.items():
             try:
                 if address.kind == "broadcast":
@@ -50,6 +59,10 @@ class _Batch(Ticket):
             return [(message.token, self._refused.get(message.address)) for message in self._messages]
         return [(message.token, None) for message in self._messages]
 
+    def not_sent(self, path: str) -> list[Outcome]:
+        error = PublishFailed(f"withdrawn before SQLite file {path} was free to write; not sent")
+        return [(message.token, error) for message in self._messages]
+
     def unknown(self, path: str) -> list[Outcome]:
         error = PublishUnknown(f"SQLite file {path} has not answered; publish again with the same id")
         return [(message.token, error) for message in self._messages]
@@ -69,23 +82,20 @@ class SqlitePublisher:
 
     @property
     def blocked(self) -> str | None:
-        if self._committer.has_room():
-            return None
-        return f"the disk of SQLite file {self._committer.path} has less free space than the reserve"
+        return self._committer.trouble()
 
     def submit(self, batch: Sequence[Outgoing]) -> None:
-        if not batch:
-            return
-        blocked = self.blocked
-        if blocked:
-            error = PublishFailed(f"{blocked}; not published, free some space")
-            self._refusals += [(message.token, error) for message in batch]
-            return
-        ticket = _Batch(self, batch)
-        self._committer.submit(ticket)
-        self._unanswered.add(ticket)
+        for part in parts_of(batch):
+            ticket = _Batch(self, part)
+            try:
+                self._committer.submit(ticket)
+            except StoreDamaged as exc:
+                self._refusals += [(message.token, exc) for message in part]
+            else:
+                self._unanswered.add(ticket)
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
+        self._committer.file.refuse_inherited()
         with self.changed:
             if not (self._finished or self._refusals):
                 self.changed.wait_for(lambda: self._finished or self._woken, timeout)
@@ -98,12 +108,20 @@ class SqlitePublisher:
         return outcomes
 
     def wake(self) -> None:
+        if self._committer.file.inherited:
+            return  # nobody waits, and a thread of the parent may have held the lock
         with self.changed:
             self._woken = True
             self.changed.notify_all()
 
     def abandon(self) -> Sequence[Outcome]:
+        """What no transaction has begun with is withdrawn and certainly not sent; of the rest nobody knows."""
+        self._committer.file.refuse_inherited()
+        withdrawn = [ticket for ticket in self._unanswered if ticket.withdraw()]
         outcomes = list(self.collect(0))
+        self._unanswered.difference_update(withdrawn)
+        for ticket in withdrawn:
+            outcomes += ticket.not_sent(self._committer.path)
         for ticket in self._unanswered:
             outcomes += ticket.unknown(self._committer.path)
         self._unanswered.clear()
@@ -113,3 +131,26 @@ class SqlitePublisher:
         if not self._closed:
             self._closed = True
             release(self._committer)
+
+
+def size_of(messages: Sequence[Outgoing]) -> int:
+    """Bytes they take in the file, about."""
+    return sum(len(each.body) for each in messages) + _ROW * len(messages)
+
+
+def parts_of(batch: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+    """In order, each about as much as fits into one transaction: a disk that is nearly full takes the first of them."""
+    if size_of(batch) <= MOST_BYTES:
+        if batch:
+            yield batch
+        return
+    part: list[Outgoing] = []
+    size = 0
+    for message in batch:
+        part.append(message)
+        size += len(message.body) + _ROW
+        if size >= MOST_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 from mqkit.backends.base import Address, Outgoing, Received, Release, Settlement, Turn
 from mqkit.backends.sqlite import keys, leases, retention, wire
-from mqkit.backends.sqlite.committer import PATIENCE, Claimant, Committer, State, Transaction, release
+from mqkit.backends.sqlite.committer import Committer
+from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.leases import Claim, Source
+from mqkit.backends.sqlite.shared import release
+from mqkit.backends.sqlite.ticket import PATIENCE, Claimant, State, Transaction
 from mqkit.backends.sqlite.wire import Parcel
-from mqkit.errors import LeaseLost, Lost, MqkitError, NotFound, PublishUnknown, Unavailable
+from mqkit.errors import LeaseLost, Lost, MqkitError, NotFound, PublishUnknown, StoreDamaged, Unavailable
 
 _COMPACTED_AT_LEAST = 1000
 
@@ -24,14 +27,20 @@ class _Round(Claimant):
     def __init__(self, receiver: SqliteReceiver, settlements: Sequence[Settlement], room: int, *, renew: bool) -> None:
         super().__init__(receiver.changed, weight=max(1, len(settlements)) + room // 2)
         self.destination = receiver.source.destination
-        self.settlements = settlements
-        self.owner = receiver.owner  # as of the last commit
-        self.renewed_at = 0.0
-        self._owner = receiver.owner  # as of the transaction that runs
-        self._renewed_in: Transaction | None = None
+        # As of the last commit
+        self.settlements = settlements  # not carried out yet
+        self.owner = receiver.owner
         self.void = False  # the owner row was gone: nothing of what was in hand is ours
         self.refused: list[tuple[Received, MqkitError]] = []
+        self.renewed_at = 0.0
+        # As of the transaction that runs
         self.claimed = Claim()
+        self._settled = False
+        self._owner = receiver.owner
+        self._void = False
+        self._refused: list[tuple[Received, MqkitError]] = []
+        self._renewed_in: Transaction | None = None
+        # What never changes
         self._room = room
         self._must_renew = renew
         self._lease = receiver.lease
@@ -52,11 +61,11 @@ class _Round(Claimant):
         self._renew(tx)
         if not self.settlements:
             return
-        if self.void:
-            self.refused += [(each.delivery, self._lost()) for each in self.settlements]
+        if self._void:
+            self._refused += [(each.delivery, self._lost()) for each in self.settlements]
         else:
             self._settle(tx)
-        self.settlements = ()
+        self._settled = True
 
     def claim(self, tx: Transaction) -> bool:
         if not self._room:
@@ -77,19 +86,27 @@ class _Round(Claimant):
         return False
 
     def begin(self) -> bool:
-        self._owner = self.owner
+        self.claimed, self._settled = Claim(), False
+        self._owner, self._void, self._refused = self.owner, self.void, []
         return super().begin()
 
     def finish(self, error: MqkitError | None = None) -> None:
         if error is None:
-            self.owner = self._owner
+            self._committed()
         else:
             self.claimed = Claim()
         super().finish(error)
 
     def wait_for_messages(self) -> bool:
-        self.owner = self._owner
+        self._committed()
         return super().wait_for_messages()
+
+    def _committed(self) -> None:
+        self.owner, self.void = self._owner, self._void
+        self.refused += self._refused
+        self._refused = []
+        if self._settled:
+            self.settlements = ()
 
     def _renew(self, tx: Transaction) -> None:
         self._renewed_in = tx
@@ -97,7 +114,7 @@ class _Round(Claimant):
         until = tx.now + self._lease
         if self._owner and leases.renew(tx.db, self._owner, until):
             return
-        self.void = self.void or bool(self._owner)
+        self._void = self._void or bool(self._owner)
         self._owner = leases.new_owner(tx.db, self._source.group, until, self._boot)
 
     def _settle(self, tx: Transaction) -> None:
@@ -110,7 +127,7 @@ class _Round(Claimant):
             if isinstance(each, Release):
                 released.append(each)
             elif each.copies and (missing := _missing_copy(tx, each.copies)):
-                self.refused.append((delivery, missing))
+                self._refused.append((delivery, missing))
                 del asked[delivery.native]
             else:
                 done.append(delivery.native)
@@ -133,7 +150,7 @@ class _Round(Claimant):
                 parcel.add(copy)
                 tx.appender.add(copy.address, parcel)
         if len(ours) < len(asked):
-            self.refused += [(delivery, self._lost()) for id, delivery in asked.items() if id not in ours]
+            self._refused += [(delivery, self._lost()) for id, delivery in asked.items() if id not in ours]
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(
@@ -163,6 +180,7 @@ class SqliteReceiver:
         self._closed = False
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
+        self._file.refuse_inherited()
         held = self._held
         for each in settlements:
             delivery = each.delivery
@@ -182,6 +200,8 @@ class SqliteReceiver:
         return self._turn(0, time.monotonic(), min(timeout, PATIENCE))
 
     def wake(self) -> None:
+        if self._file.inherited:
+            return  # nobody waits, and a thread of the parent may have held the lock
         with self.changed:
             self._woken = True
             self.changed.notify_all()
@@ -194,13 +214,14 @@ class SqliteReceiver:
             return
         self._closed = True
         owner, source = self.owner, self.source
-        if owner:
+        if owner and not self._file.inherited:
             with contextlib.suppress(MqkitError):  # else its lease runs out
                 self._committer.run(lambda tx: _leave(tx, source, owner))
         self._file.release(self._db)
         release(self._committer)
 
     def _turn(self, room: int, deadline: float, patience: float) -> Turn:
+        self._file.refuse_inherited()
         while True:
             deliveries = self._round(room, deadline, patience)
             if deliveries or self._revoked or self._refused or self._take_wake() or time.monotonic() >= deadline:
@@ -294,6 +315,10 @@ class SqliteReceiver:
             elif claim.ids:
                 rows = _read(db, claim.ids)
         except sqlite3.Error as exc:
+            error = translate(exc, self._file.path)
+            self._committer.condemn(error)
+            if isinstance(error, StoreDamaged):
+                raise error from exc
             raise Lost(f"SQLite file {self._file.path}: claimed messages cannot be read ({exc})") from exc
         deliveries += [wire.first_received(row, owner, address) for row in rows]
         return deliveries

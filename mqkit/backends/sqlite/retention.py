@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Iterable
 
 _UNNAMED = """NOT EXISTS (SELECT 1 FROM mq_side s WHERE s.id = mq_message.id
-                AND s.grp IN (SELECT id FROM mq_group WHERE destination = ?1))
+                AND s.grp IN (SELECT id FROM mq_group WHERE destination = :destination))
               AND id NOT IN (SELECT l.id FROM mq_lease l JOIN mq_owner o ON o.id = l.owner
-                JOIN mq_group g ON g.id = o.grp WHERE g.destination = ?1)"""
+                JOIN mq_group g ON g.id = o.grp WHERE g.destination = :destination)"""
 
 
 def compact(
@@ -41,7 +41,10 @@ def compact(
     else:
         high = old[-1] if len(rows) == limit else passed
     if high > low:
-        db.execute(f"DELETE FROM mq_message WHERE id > ?2 AND id <= ?3 AND {_UNNAMED}", (destination, low, high))
+        db.execute(
+            f"DELETE FROM mq_message WHERE id > :low AND id <= :high AND {_UNNAMED}",
+            {"destination": destination, "low": low, "high": high},
+        )
         db.execute("UPDATE mq_destination SET low = ? WHERE id = ?", (high, destination))
     return len(old)
 
@@ -49,6 +52,6 @@ def compact(
 def sweep(db: sqlite3.Connection | sqlite3.Cursor, destination: int, ids: Iterable[int]) -> None:
     """Delete those of `ids` that no group names any more."""
     db.execute(
-        f"DELETE FROM mq_message WHERE id IN (SELECT value FROM json_each(?2)) AND {_UNNAMED}",
-        (destination, str(list(ids))),
+        f"DELETE FROM mq_message WHERE id IN (SELECT value FROM json_each(:ids)) AND {_UNNAMED}",
+        {"destination": destination, "ids": str(list(ids))},
     )

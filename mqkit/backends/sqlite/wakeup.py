@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import select
+import threading
 
 FIRST_LOOK, GROWTH = 0.001, 1.5
 LAST_LOOK, LAST_HINTED_LOOK = 0.02, 0.25
@@ -22,6 +23,7 @@ class Wakeup:
     """
 
     def __init__(self, path: str) -> None:
+        self._lock = threading.Lock()  # between `ring` and `close`, after which the number may be another file
         self._ear, self._bell = os.pipe()
         os.set_blocking(self._ear, False)
         os.set_blocking(self._bell, False)
@@ -34,11 +36,13 @@ class Wakeup:
         self._look = FIRST_LOOK
 
     def ring(self) -> None:
-        """From any thread, latched."""
-        try:
-            os.write(self._bell, b"!")
-        except BlockingIOError:
-            pass  # enough rings are waiting
+        """From any thread, latched; after `close` there is nobody to hear it."""
+        with self._lock:
+            try:
+                if self._bell >= 0:
+                    os.write(self._bell, b"!")
+            except BlockingIOError:
+                pass  # enough rings are waiting
 
     def expect(self) -> None:
         """A change is near, or was just seen: look again soon."""
@@ -57,11 +61,16 @@ class Wakeup:
                 self.expect()
 
     def close(self) -> None:
-        """Also in a forked child: the parent has its own copies."""
-        for descriptor in (self._ear, self._bell, self._hints):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._ear = self._bell = self._hints = -1
+        with self._lock:
+            for descriptor in (self._ear, self._bell, self._hints):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._ear = self._bell = self._hints = -1
+
+    def abandon(self) -> None:
+        """Close it in a forked child, where a thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+        self.close()
 
 
 def _drain(descriptor: int) -> None:

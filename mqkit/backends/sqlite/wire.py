@@ -34,18 +34,28 @@ class Parcel:
 
     def __init__(self) -> None:
         self.count = 0  # of the plain ones
-        self.plain: list[Any] = []  # ttl, key, message id, envelope, body
-        self.prioritised: list[Any] = []  # priority, then the same
-        self.delayed: list[Any] = []  # delay, priority, then the same
+        # Three columns that the transaction fills in, then ttl, key, message id, envelope, body
+        self.plain: list[Any] = []
+        self.prioritised: list[Any] = []  # the same, and the priority
+        self.delayed: list[Any] = []  # the same; its third column is the delay
 
     def add(self, message: Outgoing) -> None:
-        values = (message.ttl, message.key, message.id, frame(message), message.body)
         if message.delay > 0:
-            self.delayed += (message.delay, message.priority, *values)
-        elif message.priority > 0:
-            self.prioritised += (message.priority, *values)
+            self.delayed += (
+                None, None, message.delay, message.ttl, message.key, message.id, frame(message), message.body,
+                message.priority,
+            )  # fmt: skip
         else:
-            self.plain += values
+            self.add_row(message.priority, message.ttl, message.key, message.id, frame(message), message.body)
+
+    def add_row(
+        self, priority: int, ttl: float | None, key: str | None, message_id: str, envelope: bytes, body: bytes
+    ) -> None:
+        """A message that is due."""
+        if priority > 0:
+            self.prioritised += (None, None, None, ttl, key, message_id, envelope, body, priority)
+        else:
+            self.plain += (None, None, None, ttl, key, message_id, envelope, body)
             self.count += 1
 
     def extend(self, other: Parcel) -> None:

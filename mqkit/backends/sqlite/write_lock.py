@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
 class WriteLock:
@@ -15,13 +18,13 @@ class WriteLock:
     file would drop them.
     """
 
-    def __init__(self, path: str) -> None:
-        self._door = os.open(f"{path}-mq-door", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            self._turn = os.open(f"{path}-mq-turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError:
-            os.close(self._door)
-            raise
+    def __init__(self) -> None:
+        self._door = self._turn = -1
+
+    def open(self, path: str) -> None:
+        """Beside the database, which exists."""
+        self._door = _open(f"{path}-mq-door", path)
+        self._turn = _open(f"{path}-mq-turn", path)
 
     def __enter__(self) -> None:
         fcntl.flock(self._door, fcntl.LOCK_EX)
@@ -39,3 +42,26 @@ class WriteLock:
             if descriptor >= 0:
                 os.close(descriptor)
         self._door = self._turn = -1
+
+
+def _open(name: str, database: str) -> int:
+    """
+    For reading, which is all that flock(2) needs: who may use the database may lock, whoever made the file.
+
+    A new one gets owner and permissions of the database, as SQLite does it for its own files.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(name, _FLAGS)
+    try:
+        made = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:  # somebody else was faster
+        return os.open(name, _FLAGS)
+    try:
+        like = os.stat(database)
+        os.fchmod(made, like.st_mode & 0o666)
+        if os.geteuid() == 0:
+            os.fchown(made, like.st_uid, like.st_gid)
+    except OSError:
+        os.close(made)
+        raise
+    return made

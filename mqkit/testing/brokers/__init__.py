@@ -1,25 +1,40 @@
 """
-Brokers for tests: RabbitMQ and Redis as processes of our own, and certificates for them.
+Brokers for tests: RabbitMQ and Redis from the environment, in a container or as a process, and certificates for them.
 
     with RedisProcess(appendonly=True) as redis:
         redis.url
         redis.kill()
         redis.start()  # the same port, the same data
+
+`provide("redis")` takes whatever is there; the pytest plugin shares one of them among all tests of a run.
 """
 
+from mqkit.testing.brokers.broker import Broker, Running
 from mqkit.testing.brokers.certificates import Certificates
+from mqkit.testing.brokers.container import BrokerContainer
 from mqkit.testing.brokers.errors import BrokerAbsent, BrokerFailed
+from mqkit.testing.brokers.kinds import KINDS, Kind
+from mqkit.testing.brokers.pool import BrokerPool, RemotePool
 from mqkit.testing.brokers.process import BrokerProcess
+from mqkit.testing.brokers.providers import provide
 from mqkit.testing.brokers.rabbitmq import RabbitProcess, RabbitUser
 from mqkit.testing.brokers.redis import RedisProcess, RedisUser
 
 __all__ = [
+    "KINDS",
+    "Broker",
     "BrokerAbsent",
+    "BrokerContainer",
     "BrokerFailed",
+    "BrokerPool",
     "BrokerProcess",
     "Certificates",
+    "Kind",
     "RabbitProcess",
     "RabbitUser",
     "RedisProcess",
     "RedisUser",
+    "RemotePool",
+    "Running",
+    "provide",
 ]

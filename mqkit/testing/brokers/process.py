@@ -54,6 +54,11 @@ class BrokerProcess(abc.ABC):
         ...
 
     @property
+    def management_url(self) -> str | None:
+        """Of an HTTP API beside it; None where there is none."""
+        return None
+
+    @property
     def running(self) -> bool:
         """Frozen counts as running."""
         return self._process is not None and self._process.poll() is None

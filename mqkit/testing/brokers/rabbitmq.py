@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -22,8 +23,8 @@ from mqkit.testing.brokers.certificates import Certificates
 from mqkit.testing.brokers.errors import BrokerAbsent, BrokerFailed
 from mqkit.testing.brokers.process import HOST, BrokerProcess, ClientCertificates, ask, free_ports, listens
 
-# Not the one in /usr/sbin, which insists on the user rabbitmq.
-PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+# Where Debian's and Red Hat's packages have it. What they put into /usr/sbin insists on the user rabbitmq.
+PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 MANAGEMENT = "rabbitmq_management"
 
 
@@ -70,8 +71,10 @@ class RabbitProcess(BrokerProcess):
         config: Mapping[str, str] | None = None,
         start_timeout: float = 60.0,
     ) -> None:
-        if not PROGRAM.exists():
-            raise BrokerAbsent(f"{PROGRAM} does not exist (Debian: apt-get install rabbitmq-server)")
+        program = PACKAGED if PACKAGED.exists() else shutil.which("rabbitmq-server")
+        if program is None:
+            raise BrokerAbsent("rabbitmq-server is not installed (Debian: apt-get install rabbitmq-server)")
+        self._program = Path(program)
         self._management = management
         self._users = {"guest": RabbitUser(password="guest", tags=["administrator"]), **(users or {})}
         self._tls = tls
@@ -113,7 +116,7 @@ class RabbitProcess(BrokerProcess):
         Raises:
             BrokerFailed: It ended with an error, or not within `timeout` seconds.
         """
-        command = [str(PROGRAM.with_name("rabbitmqctl")), "--quiet", "--node", self._node, *arguments]
+        command = [str(self._program.with_name("rabbitmqctl")), "--quiet", "--node", self._node, *arguments]
         try:
             done = subprocess.run(
                 command,
@@ -148,7 +151,7 @@ class RabbitProcess(BrokerProcess):
         (self.folder / "advanced.config").write_text("[].\n")
         (self.folder / "env.conf").write_text("")
         self._start_epmd()
-        self._spawn([str(PROGRAM)], self._environment())
+        self._spawn([str(self._program)], self._environment())
 
     def _settings(self) -> dict[str, str]:
         settings = {

@@ -62,6 +62,13 @@ class Watchdog:
             self._process.kill()
             self._process.wait(timeout)
 
+    def dismiss(self) -> None:
+        """End it without its last work, which has been done otherwise."""
+        assert self._process.stdin is not None
+        self._process.kill()
+        self._process.wait(10.0)
+        self._process.stdin.close()
+
     def _tell(self, verb: str, group: int) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{verb} {group}\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mqkit import Bus, Queue, Topic
+from mqkit import Bus, Message, Queue, Topic
 from mqkit.errors import Closed, MqkitError, Unavailable
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.groups import start
@@ -179,6 +179,8 @@ class TestLifecycle:
             "publish": lambda: bus.publish(words, "no"),
             "publish_soon": lambda: bus.publish_soon(words, "no").result(10.0),
             "publish_many": lambda: bus.publish_many(words, ["no"]),
+            "forward": lambda: bus.forward(words, Message(id=harness.unique("id"), body=b'"no"')),
+            "flush": bus.flush,
             "aio.publish": lambda: asyncio.run(bus.aio.publish(words, "no")),
             "declare": lambda: bus.declare(words),
             "dead_letters.list": lambda: bus.dead_letters(words).list(),

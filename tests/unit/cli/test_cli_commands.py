@@ -55,6 +55,14 @@ def test_a_published_body_arrives_untouched_with_its_options(mqkit: Mqkit, bus: 
     assert message["content_type"] == "application/json"
 
 
+def test_a_type_that_is_not_text_is_refused_before_anything_is_sent(mqkit: Mqkit, bus: Bus):
+    bus.declare(emails)
+    ran = mqkit("publish", "emails", "1", "--type", "\udcff")
+    assert (ran.code, ran.out) == (2, "")
+    assert "type" in ran.err
+    assert mqkit("tail", "emails", "--no-follow", "--json").lines == []
+
+
 def test_a_body_that_is_not_json_is_refused_before_the_broker_is_asked(mqkit: Mqkit):
     ran = mqkit("publish", "nowhere", "{oops")
     assert ran.code == 2
@@ -160,10 +168,22 @@ def test_a_topic_is_read_through_a_group_that_is_gone_afterwards(mqkit: Mqkit, b
 
 
 def test_nothing_to_show_has_a_code_of_its_own(mqkit: Mqkit, bus: Bus):
+    bus.open()
     assert mqkit("stats").code == 4
     bus.declare(emails)
     assert mqkit("tail", "emails", "--no-follow").code == 4
     assert mqkit("tail", "topic:emails", "--no-follow").code == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["stats"], ["tail", "emails", "--no-follow"], ["dead", "list", "emails"], ["publish", "emails", "1"], ["doctor"]],
+)
+def test_a_file_that_is_not_there_is_said_and_not_made(mqkit: Mqkit, tmp_path: Path, words: list[str]):
+    ran = mqkit(*words)
+    assert ran.code == (1 if words == ["doctor"] else 3)
+    assert "mq.db does not exist" in ran.out + ran.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_has_a_row_per_source(mqkit: Mqkit, letters: list[str]):
@@ -251,7 +271,8 @@ def test_a_purge_on_a_terminal_asks(url: str, letters: list[str], mqkit: Mqkit, 
 # -- doctor, capabilities ---------------------------------------------------------------------------------------------
 
 
-def test_the_doctor_makes_a_round_trip_and_leaves_nothing_behind(mqkit: Mqkit):
+def test_the_doctor_makes_a_round_trip_and_leaves_nothing_behind(mqkit: Mqkit, bus: Bus):
+    bus.open()
     ran = mqkit("doctor", "--json")
     checks = {check["check"]: check for check in ran.json["checks"]}
     assert (ran.code, ran.json["ok"]) == (0, True)

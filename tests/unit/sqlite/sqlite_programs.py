@@ -16,7 +16,10 @@ from typing import Any
 
 from sqlite_station import QUEUE, Station, message, take
 
+from mqkit._clock import SystemClock
+from mqkit._url import Url
 from mqkit.backends.base import Address, Declaration, Done, Received, Release, Settlement
+from mqkit.backends.sqlite import SqliteBackend
 from mqkit.errors import MqkitError
 
 RESULTS = Address("queue", "results")
@@ -158,3 +161,21 @@ def work_on_a_failing_disk(path: str, answers: Any) -> None:
         receiver.close()
     station.close()
     answers.put((published, settled))
+
+
+def open_with_few_descriptors(path: str, answers: Any) -> None:
+    """What opening raises with ever more free descriptors, and how many stay open afterwards."""
+    Station(path).close()
+    backend = SqliteBackend(Url.parse(f"sqlite:///{path}"), SystemClock())
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    kinds = []
+    for spare in range(16):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + spare, hard))
+        try:
+            backend.publisher().close()
+            kinds.append("opened")
+        except Exception as exc:
+            kinds.append(type(exc).__name__)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    answers.put((kinds, len(os.listdir("/proc/self/fd")) - before))

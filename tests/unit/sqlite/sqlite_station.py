@@ -58,11 +58,11 @@ class Station:
 
     def pass_time(self, seconds: float) -> None:
         """So much later, by the clock of leases, delays and retention, for everybody in this process."""
-        self.admin._file.clock._offset += seconds  # type: ignore[attr-defined]
+        self.admin._committer.file.clock._offset += seconds  # type: ignore[attr-defined]
 
-    def forget_free_space(self) -> None:
-        """The disk is asked at most once a second; let the next publish ask."""
-        self.admin._committer._room_asked = 0.0  # type: ignore[attr-defined]
+    def look_again(self) -> None:
+        """File and disk are looked at once a second at most; let the next question look."""
+        self.admin._committer._looked_at = 0.0  # type: ignore[attr-defined]
 
     def blocked_receives(self) -> int:
         """How many receives of this process wait for a message."""

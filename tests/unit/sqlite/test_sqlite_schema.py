@@ -1,7 +1,8 @@
-"""Files that earlier versions of mqkit wrote."""
+"""Files that earlier versions of mqkit wrote, and the statements that work on them."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlite_station import KEYED, QUEUE, Station, ids, take
 
+import mqkit.backends.sqlite
 from mqkit.backends.sqlite.schema import STEPS, VERSION
 
 ORDERED = {"keyed": True, "order": "key"}
@@ -55,3 +57,10 @@ def test_a_file_of_an_earlier_version_is_brought_up_with_what_it_holds(
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT value FROM mq_meta WHERE name = 'schema'").fetchone() == (VERSION,)
     db.close()
+
+
+def test_no_statement_numbers_its_parameters() -> None:
+    """Python 3.12.0 to 3.12.3 warn about `?1` at every execution (gh-117995)."""
+    sources = Path(mqkit.backends.sqlite.__file__).parent.glob("*.py")
+
+    assert [source.name for source in sources if re.search(r"\?\d", source.read_text())] == []
