@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import footprint, memory, peers, sqlite, sqlite_raw
+from benchmarks import footprint, memory, peers, redis, redis_raw, sqlite, sqlite_raw
 from benchmarks.contest import Contest, Goal
 from benchmarks.footprint import MEGABYTES, MILLISECONDS
 from benchmarks.sample import CPU, MEDIAN, RATE
@@ -64,6 +64,18 @@ CONTESTS = (
         {"1 thread": sqlite.publish_waiting, "8 threads": sqlite.publish_waiting_from_8_threads},
         (Goal("8 threads", RATE, least=3.0, against="1 thread"),),
         "Every thread waits for each of its publishes; those that wait at the same time share a commit.",
+    ),
+    Contest(
+        "redis-publish",
+        {"redis-py, pipeline of 100": redis_raw.publish, "mqkit publish_soon": redis.publish},
+        (Goal("mqkit publish_soon", RATE, least=0.8, against="redis-py, pipeline of 100"),),
+        "Documents of 1 KiB, a server without a disk on the same machine, one producer thread.",
+    ),
+    Contest(
+        "redis-consume",
+        {"redis-py, 100 at a time": redis_raw.consume, "mqkit": redis.consume},
+        (Goal("mqkit", RATE, least=0.5, against="redis-py, 100 at a time"),),
+        "As before. redis-py only acknowledges; mqkit also deletes what is settled, behind a fence, and holds a lease.",
     ),
     Contest(
         "latency",

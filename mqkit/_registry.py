@@ -37,8 +37,9 @@ def backend_for(url: Url, clock: Clock) -> Backend:
     except ModuleNotFoundError as exc:
         if exc.name and exc.name.split(".")[0] == "mqkit":
             raise
+        extra = next(iter(found[url.scheme].extras), url.scheme)  # one driver may serve several schemes
         raise ExtraMissing(
-            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: pip install 'mqkit[{url.scheme}]'"
+            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: pip install 'mqkit[{extra}]'"
         ) from exc
     if clock.virtual and not make.virtual_clock:
         raise ConfigError(f"a virtual clock cannot move {url.scheme}://, which keeps real time; use it with memory://")

@@ -1,5 +1,5 @@
 """
-Consumers that are killed by test_sqlite_crashes: `python programs.py NAME URL LOG`.
+Consumers that are killed by test_crashes: `python programs.py NAME URL LOG`.
 
 Each handling is one line in LOG, written by a single append, so that the order of lines is the order of events over all
 processes.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mqkit import Bus, Queue
+from mqkit.testing.brokers import RedisProcess
 from tests.crash import programs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -100,9 +101,13 @@ def publish(bus: Bus, queue: Queue, payloads: list) -> None:
     bus.flush(timeout=120)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/crash.db?lease=1.0"
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/crash.db?lease=1.0"
+    else:
+        with RedisProcess(appendonly=True) as server:
+            yield f"{server.url}?lease=1.0"
 
 
 TOTAL, KILLS = 20_000, 20

@@ -1,0 +1,5 @@
+"""Redis as a message broker; used through `RedisBackend`."""
+
+from mqkit.backends.redis.backend import RedisBackend
+
+__all__ = ["RedisBackend"]

@@ -1,0 +1,21 @@
+"""The server's clock, as this process sees it: read once, then carried forward so that it never steps."""
+
+from __future__ import annotations
+
+import time
+
+
+class ServerClock:
+    """Reads like seconds since 1970. The server itself decides about leases and delays; this is for expiry and looks."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+
+    def read(self, seconds: float, before: float, after: float) -> None:
+        """What the server answered between these two moments of the monotonic clock; only the first answer counts."""
+        if self._offset is None:
+            self._offset = seconds - (before + after) / 2
+
+    def now(self) -> float:
+        offset = self._offset
+        return time.time() if offset is None else time.monotonic() + offset
