@@ -58,7 +58,10 @@ class RedisQueue:
     """
 
     dedupe: float = 0.0
-    backend = "redis"
+    backend, kind = "redis", "queue"
+
+    def __post_init__(self) -> None:
+        _check_seconds(self, "dedupe")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +77,11 @@ class RedisTopic:
 
     retain: float = 0.0
     dedupe: float = 0.0
-    backend = "redis"
+    backend, kind = "redis", "topic"
+
+    def __post_init__(self) -> None:
+        _check_seconds(self, "retain")
+        _check_seconds(self, "dedupe")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.torture.arena import Arena, sqlite_arena
+from tests.torture.arena import Arena, redis_arena, sqlite_arena
 from tests.torture.mutants import MUTANTS
 from tests.torture.run import BACKLOG, torture
 
@@ -22,9 +23,13 @@ SECONDS = float(os.environ.get("MQKIT_TORTURE_SECONDS", "12"))
 SEED = int(os.environ.get("MQKIT_TORTURE_SEED", str(random.randrange(10_000))))
 
 
-@pytest.fixture(params=["sqlite"])
-def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Arena:
-    return sqlite_arena(tmp_path)
+@pytest.fixture(params=["sqlite", "redis"])
+def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
+    if request.param == "sqlite":
+        yield sqlite_arena(tmp_path)
+    else:
+        with redis_arena() as arena:
+            yield arena
 
 
 def test_nothing_is_lost_or_invented_and_every_repetition_is_explained(arena: Arena, tmp_path: Path):
