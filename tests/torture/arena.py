@@ -94,7 +94,8 @@ def of_server(server: BrokerProcess, proxy: FaultProxy) -> dict[str, Fault]:
     def lose_replies(crowd: Crowd, chance: random.Random) -> None:
         """What was asked is done, and nobody hears of it."""
         proxy.freeze_replies()
-        crowd.look_on(0.5)
+        crowd.watch.wait_for_publishes(20, within=10.0)
+        crowd.look_on(0.2)
         proxy.reset()
         proxy.thaw()
 

@@ -14,6 +14,7 @@ class Watch:
         self._file = journal.open("rb")
         self._rest = b""
         self.done = 0
+        self.tried = 0
         self._consumers: deque[int] = deque(maxlen=100)
         self._publishers: deque[int] = deque(maxlen=100)
 
@@ -28,6 +29,14 @@ class Watch:
             self.look()
         return True
 
+    def wait_for_publishes(self, more: int, within: float) -> None:
+        """Until so many more were begun, or that was too long."""
+        self.look()
+        goal, deadline = self.tried + more, time.monotonic() + within
+        while self.tried < goal and time.monotonic() < deadline:
+            time.sleep(STEP)
+            self.look()
+
     def look(self) -> None:
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
         for line in lines:
@@ -36,6 +45,7 @@ class Watch:
                 self.done += 1
                 self._consumers.append(int(rest[1]))
             elif event == "try" and id.split("-")[0].isdigit():
+                self.tried += 1
                 self._publishers.append(int(id.split("-")[0]))
 
     @property
