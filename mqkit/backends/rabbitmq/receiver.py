@@ -1,0 +1,242 @@
+"""Receiving from a queue, a group or dead letters: one connection, one channel, acknowledgements once per turn."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from mqkit.backends.base import Declaration, Done, Received, Release, Settlement, Turn
+from mqkit.backends.rabbitmq import names, topology, wire
+from mqkit.backends.rabbitmq.connection import Connection, closing_reason
+from mqkit.backends.rabbitmq.errors import refusal
+from mqkit.backends.rabbitmq.parked import Parked, Waiting
+from mqkit.backends.rabbitmq.suspects import Suspects
+from mqkit.backends.rabbitmq.tags import Tags
+from mqkit.errors import LeaseLost, Lost, MqkitError
+
+MOST = 65_535  # of a prefetch
+STEADY = 1.0  # seconds for which less must be wanted before the server is told to send less
+_SPREADS = (4, 0)  # version from which the priority of a consumer decides which one of a queue is active
+_epochs = itertools.count(1)
+
+
+class RabbitReceiver:
+    """
+    See `base.Receiver`.
+
+    The server pushes up to a prefetch; what has come and is not handed out waits in `_inbox`. Without order, what is
+    given back goes back to the server. With order it stays here, unacknowledged and in its place.
+    """
+
+    def __init__(self, connection: Connection, source: Declaration, window: int, now: Callable[[], float]) -> None:
+        self.now = now
+        self._connection = connection
+        self._address = source.address
+        self._source = source
+        self._window = min(window, MOST)
+        self._counted = topology.counts(source)
+        self._ordered = topology.ordered(source) and not source.address.dead
+        self._queues = names.queues_of(source.address, source.partitions)
+        self._suspects = Suspects(connection, source.address)
+        self._parked = Parked()
+        self._tags = Tags()
+        self._inbox: deque[tuple[Any, Any, bytes]] = deque()
+        self._hands: dict[int, int] = {}  # handle to tag
+        self._staged: list[Settlement] = []
+        self._base = next(_epochs) << 48
+        self._again = itertools.count(1 << 47)  # handles of those that are handed out again from here
+        self._trouble: MqkitError | None = None
+        self._consumers: list[tuple[Sequence[str], int]] = []  # tags and prefetch, in the order they were added
+        self._content_since = time.monotonic()
+        self._served = time.monotonic()
+        self._lease = 2.0 * connection.server.options.heartbeat
+        self._closed = False
+        self._channel = connection.channel()
+        self._channel.add_on_cancel_callback(self._cancelled)
+        if not source.address.dead:
+            # Queues that are missing or of another kind are noticed here and not while consuming.
+            for queue in self._queues:
+                self._look(queue)
+
+    # -- the contract ------------------------------------------------------------------------------------------------
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        self._staged.extend(settlements)
+
+    def receive(self, room: int, timeout: float) -> Turn:
+        slept = time.monotonic() - self._served > self._lease / 2
+        refused = self._carry_out() if self._staged else ()
+        if slept:
+            self._connection.alive()
+        if room:
+            self._ask_for(room)
+        self._connection.step(self._patience(room, timeout) if not refused else 0.0)
+        self._served = time.monotonic()
+        self._check()
+        return Turn(self._take(room) if room else (), (), refused)
+
+    def isolate(self, delivery: Received) -> None:
+        self._suspects.note(delivery.id)
+
+    def flush(self, timeout: float) -> Turn:
+        refused = self._carry_out()
+        self._connection.barrier(self._channel, timeout)
+        self._check()
+        return Turn((), (), refused)
+
+    def wake(self) -> None:
+        self._connection.wake()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._ordered or self._address.dead:
+            self._connection.abort()  # a farewell would activate the next consumer before it returned what we hold
+        else:
+            self._connection.close()
+
+    # -- settling ----------------------------------------------------------------------------------------------------
+
+    def _carry_out(self) -> Sequence[tuple[Received, MqkitError]]:
+        self._check()
+        staged, self._staged = self._staged, []
+        refused: list[tuple[Received, MqkitError]] = []
+        finished: list[str] = []
+        hands, tags, channel = self._hands, self._tags, self._channel
+        with self._connection.together():
+            for settlement in staged:
+                received = settlement.delivery
+                tag = hands.pop(received.handle, None)  # type: ignore[call-overload]  # ours are integers
+                if tag is None:
+                    text = f"{received.id} of {self._address} is not in hand any more"
+                    refused.append((received, LeaseLost(text)))
+                    continue
+                if received.lost or received.solo:
+                    finished.append(received.id)
+                if isinstance(settlement, Done):
+                    tags.done(tag)
+                elif self._ordered:
+                    self._park(settlement, tag)
+                else:
+                    tags.returned(tag)
+                    channel.basic_nack(tag, requeue=True)
+            for tag, multiple in tags.acknowledgements():
+                channel.basic_ack(tag, multiple)
+        if finished:
+            self._suspects.clear(finished)
+        return refused
+
+    def _park(self, release: Release, tag: int) -> None:
+        received = release.delivery
+        due = self.now() + release.after if release.after else 0.0
+        if release.attempt is not None:
+            changes: dict[str, Any] = {"attempt": release.attempt, "since": release.since, "lost": 0, "solo": 0}
+        else:
+            changes = {"solo": 0}
+        self._parked.put(Waiting(tag, msgspec.structs.replace(received, **changes), due))
+
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    def _patience(self, room: int, timeout: float) -> float:
+        if not room:
+            return timeout
+        if self._inbox:
+            return 0.0
+        due = self._parked.next_due()
+        return timeout if due is None else max(0.0, min(timeout, due - self.now()))
+
+    def _take(self, room: int) -> list[Received]:
+        taken: list[Received] = []
+        for waiting in self._parked.take(room, self.now()) if self._ordered else ():
+            handle = self._base + next(self._again)
+            self._hands[handle] = waiting.tag
+            taken.append(msgspec.structs.replace(waiting.received, handle=handle))
+        inbox, hands, base, address, counted = self._inbox, self._hands, self._base, self._address, self._counted
+        uncertain = False
+        while inbox and len(taken) < room:
+            method, properties, body = inbox.popleft()
+            tag = method.delivery_tag
+            received = wire.received(address, base + tag, properties, body, method.redelivered, counted)
+            if self._ordered and self._parked.holds(received):
+                self._parked.put(Waiting(tag, received))
+                continue
+            hands[base + tag] = tag
+            taken.append(received)
+            uncertain = uncertain or received.lost > 0
+        if uncertain:
+            self._remember_suspects(taken)
+        return taken
+
+    def _remember_suspects(self, taken: Sequence[Received]) -> None:
+        notes = self._suspects.solo()
+        for received in taken if notes else ():
+            received.solo = notes[received.id]
+
+    # -- consuming ---------------------------------------------------------------------------------------------------
+
+    def _ask_for(self, room: int) -> None:
+        """
+        Let the server send what the core has room for, not what it may have room for one day.
+
+        A prefetch belongs to a consumer and cannot be changed: to get more another consumer is added, to get less the
+        last one is cancelled. Where only one consumer of a queue is active, its prefetch is fixed.
+        """
+        wanted = min(self._window, room + len(self._hands))
+        have = sum(prefetch for _, prefetch in self._consumers)
+        if not self._consumers:
+            fixed = self._ordered or self._address.dead
+            self._consume(max(1, (self._window if fixed else wanted) // len(self._queues)))
+        elif self._ordered or self._address.dead:
+            return
+        elif wanted > have:
+            self._consume(max(have, wanted - have) // len(self._queues) or 1)
+            self._content_since = time.monotonic()
+        elif wanted * 4 > have or len(self._consumers) == 1:
+            self._content_since = time.monotonic()
+        elif time.monotonic() - self._content_since > STEADY:
+            for tag in self._consumers.pop()[0]:
+                self._channel.basic_cancel(tag)
+            self._content_since = time.monotonic()
+
+    def _consume(self, prefetch: int) -> None:
+        """Answers are not waited for: what the server has against it closes the channel."""
+        prefetch = min(prefetch, MOST)
+        self._channel.basic_qos(prefetch_count=prefetch, callback=_ignore)
+        tags = []
+        for queue in self._queues:
+            arguments: dict[str, Any] = {}
+            if self._ordered and self._connection.version >= _SPREADS:
+                arguments["x-priority"] = names.partition_of(f"{self._base}{uuid.uuid4()}", "", 200) + 1
+            tags.append(self._channel.basic_consume(queue, self._arrived, arguments=arguments, callback=_ignore))
+        self._consumers.append((tags, prefetch * len(self._queues)))
+
+    def _arrived(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        del channel
+        self._tags.came(method.delivery_tag)
+        self._inbox.append((method, properties, body))
+
+    def _cancelled(self, frame: Any) -> None:
+        del frame
+        self._trouble = Lost(f"{self._address} was deleted, or its queue moved to another server")
+
+    def _check(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+        if not self._channel.is_open:
+            error = refusal(closing_reason(self._channel), f"receiving from {self._address}")
+            raise error if isinstance(error, Lost) else Lost(str(error)) from error
+
+    def _look(self, queue: str) -> None:
+        what = f"{self._address} (queue {queue!r})"
+        self._connection.call(self._channel, what, self._channel.queue_declare, queue=queue, passive=True)
+
+
+def _ignore(frame: Any) -> None:
+    del frame
