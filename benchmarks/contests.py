@@ -11,7 +11,10 @@ CONTESTS = (
     Contest(
         "memory",
         {"publish and handle": memory.publish_and_handle, "with an async handler": memory.publish_and_handle_async},
-        (Goal("publish and handle", RATE, least=100_000),),
+        (
+            Goal("publish and handle", RATE, least=100_000),
+            Goal("with an async handler", CPU, most=10.0, against="publish and handle", by="difference"),
+        ),
         "One process, one thread that calls publish_soon, small JSON documents, handlers that do nothing.",
     ),
     Contest(

@@ -22,7 +22,7 @@ from mqkit._topology import Topology
 from mqkit.backends.base import Backend, Declaration, Done, Outgoing, Received, Receiver, Release, Settlement, Turn
 from mqkit.destinations import Destination
 from mqkit.envelope import Dead
-from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitError
+from mqkit.errors import CapabilityMissing, ConfigError, LeaseLost, Lost, MqkitError, Unavailable
 from mqkit.handlers import Batch, Promise, Where
 from mqkit.message import Delivery, PublishOptions
 from mqkit.patterns.retry import Retry, judge
@@ -35,6 +35,7 @@ AHEAD = 0.1  # seconds of work it may hold beyond what runs, measured by what it
 LOOK = 0.05  # seconds over which that is measured
 QUICK_LOOK, ENOUGH = 0.005, 100  # ... or these, when so many were handled: a fast start for fast handlers
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
+ANSWER = 5.0  # seconds a handler waits to hear whether its delivery is still ours
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
 REASON_BYTES = 2000
 
@@ -101,11 +102,16 @@ class _Confirmed(BaseException):
 
 
 class _Ending(msgspec.Struct, frozen=True):
-    """How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one."""
+    """
+    How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one.
+
+    `sent` are those on their way, which are not repeated once they are confirmed.
+    """
 
     copies: Sequence[tuple[Any, Outgoing]]
     outcome: AttemptOutcome
     error: BaseException | None
+    sent: Sequence[tuple[Any, Outgoing]] = ()
 
 
 class Counts(msgspec.Struct):
@@ -165,14 +171,18 @@ class ConsumePump:
         self._forming: list[Delivery[Any]] = []
         self._forming_since = 0.0
         self._suspects: list[Delivery[Any]] = []
+        self._parked: list[tuple[float, Delivery[Any]]] = []  # when to try again with the copies of what stays in hand
+        self._next: list[Delivery[Any]] = []  # start once the settlement before them in their key is carried out
         self._held: list[Delivery[Any]] = []  # came with a suspect: given back at once, never started
         self._alone: Delivery[Any] | None = None
         self._early = settings.promise == "at_most_once" or settings.live
         self._direct = settings.batch is None and not settings.ordered  # nothing waits for others of its kind
         self._timeout, self._where = settings.timeout, settings.where
-        self._half_lease = None if self._can.lease is None else self._can.lease / 2
+        # At most once a delivery was settled before, and is ours whatever happened since.
+        self._half_lease = None if self._can.lease is None or self._early else self._can.lease / 2
         self._now: Callable[[], float] = time.time
         self._served_at = time.monotonic()
+        self._asked_in_vain = 0.0
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._hungry = False
@@ -246,8 +256,12 @@ class ConsumePump:
 
     def _begin(self, delivery: Delivery[Any]) -> bool:
         received = delivery._received
-        if self._half_lease is not None and time.monotonic() - self._served_at > self._half_lease:
-            self._ask_first()
+        slept = self._half_lease is not None and time.monotonic() - self._served_at > self._half_lease
+        if slept and not self._ask_first():
+            if self._waiting.pop(received.handle, None) is delivery:
+                delivery._settled = True
+                self.finish(delivery, asyncio.CancelledError())  # released, uncounted, once the backend answers
+            return False
         if received.lease_until is not None and time.monotonic() > received.lease_until:
             return False
         if self._waiting.pop(received.handle, None) is not delivery:
@@ -271,16 +285,23 @@ class ConsumePump:
         self.finish(delivery, outcome)
         return False
 
-    def _ask_first(self) -> None:
+    def _ask_first(self) -> bool:
         """
-        This process slept longer than half a lease: what it holds may be another's by now.
+        This process slept longer than half a lease: what it holds may be another's by now. Did the backend answer?
 
-        The pump's next turn asks the backend and takes revoked deliveries out of `waiting`.
+        The pump's next turn asks it and takes revoked deliveries out of `waiting`. Where one has waited in vain for the
+        answer, the others do not wait again.
         """
-        asked = time.monotonic()
-        self._wake()
-        while self._served_at < asked and time.monotonic() < asked + 5.0 and not self._stopping.wait(0.005):
-            self._wake()  # the turn that slept may have taken the one before
+        asked = self._asked_in_vain
+        if self._served_at >= asked:
+            asked = time.monotonic()
+            self._wake()
+            while self._served_at < asked and time.monotonic() < asked + ANSWER and not self._stopping.wait(0.005):
+                self._wake()  # the turn that slept may have taken the one before
+        if self._served_at >= asked:
+            return True
+        self._asked_in_vain = asked
+        return False
 
     def conclude(self, work: Any, outcome: BaseException | None) -> None:
         """On a worker, after the handler."""
@@ -326,7 +347,7 @@ class ConsumePump:
             else:
                 try:
                     self._serve(receiver)
-                except Lost as exc:
+                except Unavailable as exc:  # lost, or it would not even flush
                     self.state = f"failed: {exc}"
                     log.warning("consumer.lost", extra={"source": self.settings.name, "error": str(exc)})
                 except Exception as exc:  # never a silent dead loop: said in health(), and started again
@@ -367,6 +388,8 @@ class ConsumePump:
             self._armed = False
             # Read before draining: whoever settled and then stopped us must find it carried out.
             stopping = self._stopping.is_set()
+            if self._parked:
+                self._unpark()
             if settlements := self._drain():
                 receiver.settle(settlements)
             if self._suspects:
@@ -391,6 +414,8 @@ class ConsumePump:
             if turn.revoked or turn.refused:
                 self._lose(receiver, turn)
             self._served_at = asked  # not now: the process may have slept inside, after the backend was asked
+            if self._next:
+                self._start_next()
             if turn.deliveries:
                 self._admit(receiver, turn.deliveries)
             if self._forming:
@@ -399,13 +424,15 @@ class ConsumePump:
 
     def _patience(self) -> float:
         """How long `receive` may block."""
-        if self._verdicts:
+        if self._verdicts or self._next:
             return 0.0
         if self._hungry:
             return 0.002
         longest = 0.05 if self._stopping.is_set() else 1.0
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
+        if self._parked:
+            longest = min(longest, max(0.0, min(self._parked)[0] - time.monotonic()))
         due = self.next_due()
         return longest if due is None else max(0.0, min(longest, due - self._now()))
 
@@ -525,10 +552,17 @@ class ConsumePump:
                 if self._inflight.pop(follower._received.handle, None) is not None:
                     out.append(Release(follower._received))
             return
+        self._next += ready
+
+    def _start_next(self) -> None:
+        """What stood in its key behind messages that are settled now, also in the eyes of whoever takes over from us."""
+        ready, self._next = self._next, []
         for follower in ready:
+            if self._inflight.get(follower._received.handle) is not follower:
+                continue
             if self.settings.batch is not None:
                 self._join_batch(follower)
-            elif lanes.admit(follower):
+            elif self._lanes is None or self._lanes.admit(follower):
                 self._start(follower)
 
     def _conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
@@ -551,14 +585,33 @@ class ConsumePump:
         if outcome is None or isinstance(outcome, Ack):
             return self._complete(delivery, _Ending(delivery._staged or (), "done", None))
         if isinstance(outcome, INTERRUPTIONS):
-            self._note(delivery, "released", outcome)
-            return (Release(received, 0.0 if self._stopping.is_set() else COPY_RETRY),)
+            return self._again(delivery, "released", outcome, after=0.0 if self._stopping.is_set() else COPY_RETRY)
         return self._failed(delivery, outcome)
+
+    def _again(
+        self,
+        delivery: Delivery[Any],
+        outcome: AttemptOutcome,
+        error: BaseException | None,
+        *,
+        after: float,
+        attempt: int | None = None,
+        since: float | None = None,
+    ) -> Sequence[Settlement] | None:
+        """The same message later: kept in its place where the backend can, otherwise a copy that is delayed."""
+        received, longest = delivery._received, self._can.release
+        in_place = after <= longest if longest else not after and attempt is None
+        if self.settings.ordered or in_place:
+            self._note(delivery, outcome, error)
+            return (Release(received, after, attempt, since),)
+        copy = later(received, min(after, self._can.delay), attempt, since, self._now())
+        copy.partitions = self.destination.partitions
+        return self._complete(delivery, _Ending(((None, copy),), outcome, error))
 
     def _failed(self, delivery: Delivery[Any], error: BaseException) -> Sequence[Settlement] | None:
         received = delivery._received
         now = self._now()
-        since = received.since if received.since is not None else now
+        since = received.since if received.since is not None else received.envelope.since or now
         verdict = judge(
             self.settings.retry, error, attempt=received.attempt, waited=now - since, chance=random.random()
         )
@@ -568,8 +621,7 @@ class ConsumePump:
             letter = self._dead_letter(delivery, verdict.reason, raised, now)
             return self._complete(delivery, _Ending(((None, letter),), "dead", raised))
         after: float = getattr(verdict, "after", 0.0)
-        self._note(delivery, "retry", raised)
-        return (Release(received, after, received.attempt + 1, since),)
+        return self._again(delivery, "retry", raised, after=after, attempt=received.attempt + 1, since=since)
 
     def _complete(self, delivery: Delivery[Any], ending: _Ending) -> Sequence[Settlement] | None:
         """
@@ -578,7 +630,7 @@ class ConsumePump:
         """
         if elsewhere := [copy for copy in ending.copies if copy[0] is not None or not self._can.atomic]:
             here = [copy for copy in ending.copies if copy not in elsewhere]
-            self._endings[delivery._received.handle] = _Ending(here, ending.outcome, ending.error)
+            self._endings[delivery._received.handle] = _Ending(here, ending.outcome, ending.error, elsewhere)
             self._send(delivery, elsewhere)
             return None
         copies = [message for _, message in ending.copies]
@@ -604,8 +656,20 @@ class ConsumePump:
         if ending.outcome == "done" and not later:
             return self._failed(delivery, error)
         log.warning("copies.delayed", extra={**self._where_from(delivery), "error": str(error)})
-        self._note(delivery, "released", error)
-        return (Release(delivery._received, COPY_RETRY),)
+        if self.settings.ordered or self._can.release >= COPY_RETRY:
+            self._note(delivery, "released", error)
+            return (Release(delivery._received, COPY_RETRY),)
+        # To wait elsewhere it would need a copy too: it stays in hand, and only its copies are tried again.
+        self._endings[delivery._received.handle] = _Ending([*ending.copies, *ending.sent], ending.outcome, ending.error)
+        self._parked.append((time.monotonic() + COPY_RETRY, delivery))
+        return None
+
+    def _unpark(self) -> None:
+        """Try again with what waits in hand for the broker to take its copies."""
+        now = time.monotonic()
+        due = [delivery for at, delivery in self._parked if at <= now]
+        self._parked = [(at, delivery) for at, delivery in self._parked if at > now]
+        self._verdicts.extend((delivery, _Confirmed(None)) for delivery in due)
 
     def _dead_letter(self, delivery: Delivery[Any], reason: str, error: BaseException | None, now: float) -> Outgoing:
         received = delivery._received
@@ -615,8 +679,9 @@ class ConsumePump:
             attempts=received.attempt,
             origin=str(received.address),
             died_at=now,
+            priority=received.priority,
         )
-        envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=dead)
+        envelope = msgspec.structs.replace(received.envelope, attempt=1, since=0.0, dead=dead)
         return Outgoing(
             received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope
         )
@@ -663,11 +728,28 @@ class ConsumePump:
             # is still ours. It comes again soon, and what its copies need is declared again.
             self._topology.forget()
             log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
-            again.append(Release(received, COPY_RETRY))
+            if self.settings.ordered or self._can.release >= COPY_RETRY:
+                again.append(Release(received, COPY_RETRY))
+            else:
+                delivery = self._inflight[received.handle] = Delivery(received, self)
+                self._verdicts.append((delivery, asyncio.CancelledError()))
         if again:
-            receiver.settle(again)
+            receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:
             log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
+
+    def _hold_back(self, keys: set[str | None], turn: Turn) -> list[Settlement]:
+        """Of keys whose first message comes again: what would start now behind it goes back too, in order."""
+        if self._lanes is None:
+            return []
+        keys.discard(None)
+        back = [delivery._received for delivery in self._next if delivery.key in keys]
+        self._next = [delivery for delivery in self._next if delivery.key not in keys]
+        for received in back:
+            self._inflight.pop(received.handle, None)
+        back += [received for received in turn.deliveries if received.key in keys]
+        turn.deliveries = [received for received in turn.deliveries if received.key not in keys]
+        return [Release(received) for received in back]
 
     def _isolate(self, receiver: Receiver) -> None:
         """
@@ -709,8 +791,12 @@ class ConsumePump:
         kept = {id(delivery) for delivery in keep}
         followers = self._lanes.take_followers() if self._lanes is not None else set()
         forming = {id(delivery) for delivery in self._forming}
-        not_admitted = followers | {id(delivery) for delivery in self._held}
-        self._forming, self._held = [], []
+        parked = {id(delivery) for _, delivery in self._parked}
+        for _, delivery in self._parked:
+            self._endings.pop(delivery._received.handle, None)
+        self._parked = []
+        not_admitted = followers | parked | {id(delivery) for delivery in (*self._held, *self._next)}
+        self._forming, self._held, self._next = [], [], []
         for handle, delivery in list(self._inflight.items()):
             if id(delivery) in kept:
                 continue
@@ -744,7 +830,7 @@ class ConsumePump:
         self._waiting.clear()
         self._endings.clear()
         self._forming = []
-        self._suspects, self._held = [], []
+        self._suspects, self._held, self._next, self._parked = [], [], [], []
         self._alone = None
         if self._lanes is not None:
             self._lanes.clear()
@@ -776,6 +862,21 @@ class ConsumePump:
         return {"source": self.settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
 
 
+def later(received: Received, after: float, attempt: int | None, since: float | None, now: float) -> Outgoing:
+    """A copy that takes the place of a message which is to be handed out again; it dies of its ttl when that would have."""
+    envelope = received.envelope
+    envelope = msgspec.structs.replace(
+        envelope,
+        attempt=received.attempt if attempt is None else attempt,
+        since=(received.since or envelope.since) if since is None else since,
+    )
+    ttl = None if received.expires_at is None else max(0.0, received.expires_at - now - after)
+    return Outgoing(
+        received.address, received.id, received.body, received.key, received.headers, envelope,
+        delay=after, ttl=ttl, priority=received.priority,
+    )  # fmt: skip
+
+
 def needs(settings: Settings, can: Any, known: Sequence[str]) -> None:
     """`CapabilityMissing` when the backend cannot do what this consumer asks for."""
     missing = []
@@ -787,6 +888,13 @@ def needs(settings: Settings, can: Any, known: Sequence[str]) -> None:
         missing.append(f"priorities={settings.declaration.priorities}")
     if settings.live and not can.broadcast:
         missing.append("broadcast")
+    retries = settings.retry.attempts != 1 and not settings.live and settings.promise != "at_most_once"
+    if retries and not settings.ordered:
+        longest = max(can.release, can.delay)
+        if not longest:
+            missing.append("retry")
+        elif settings.retry.backoff.cap > longest:
+            missing.append(f"a back-off of {settings.retry.backoff.cap:g} s (at most {longest:g} s)")
     if settings.declaration.start == "earliest" and not can.replay:
         missing.append('start="earliest"')
     if missing:

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from mqkit._mailbox import Mailbox
-from mqkit._topology import source_declaration
+from mqkit._topology import declaration_of
 from mqkit.backends.base import Address, Received
 from mqkit.destinations import Broadcast
 from mqkit.errors import ConfigError, MqkitError, Unavailable
@@ -125,7 +125,7 @@ class Listener:
 
     def _listen(self) -> None:
         backend = self._bus._opened_backend()
-        declaration = source_declaration(self.destination, None, backend.capabilities.name)
+        declaration = declaration_of(self.destination, None, backend.capabilities.name)
         self._bus._topology_of().ensure(backend, [Address("broadcast", self.destination.name)])
         receiver = self._receiver = backend.receiver(declaration, ROOM)
         try:

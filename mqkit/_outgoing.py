@@ -46,6 +46,8 @@ def outgoing(
         correlation = received.envelope.correlation_id or received.id
         envelope = Envelope(name, to.schema.content_type, correlation, received.id, "", now)
     message = Outgoing(to.address, id or new_id(now), body, key, _PLAIN, envelope)
+    if to.partitions != 1:
+        message.partitions = to.partitions
     if options:
         _apply(message, to, options, can)
     if key is not None:
@@ -63,7 +65,9 @@ def forwarded(to: Destination[Any], message: Message, can: Capabilities) -> Outg
     envelope = Envelope(
         message.type, message.content_type, message.correlation_id, message.causation_id, sent_at=message.sent_at
     )
-    copy = Outgoing(to.address, message.id, message.body, message.key, dict(message.headers), envelope)
+    copy = Outgoing(
+        to.address, message.id, message.body, message.key, dict(message.headers), envelope, partitions=to.partitions
+    )
     size = len(copy.body) + sum(len(name) + len(value) for name, value in copy.headers.items())
     if size > can.max_body - RESERVE:
         raise too_large(message.id, to, size, can)

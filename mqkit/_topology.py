@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import msgspec
+
 from mqkit.backends.base import Address, Backend, Declaration
 from mqkit.destinations import Destination
 from mqkit.errors import ConfigError
@@ -102,21 +104,25 @@ class Topology:
 
 def declarations_of(destination: Destination[Any], backend_name: str) -> list[Declaration]:
     """A queue, broadcast or topic, then the groups a topic names."""
-    own = source_declaration(destination, None, backend_name)
-    groups = [source_declaration(destination, group, backend_name) for group in destination.groups]
-    return [own, *groups]
+    return [declaration_of(destination, group, backend_name) for group in (None, *destination.groups)]
+
+
+def declaration_of(destination: Destination[Any], group: str | None, backend_name: str) -> Declaration:
+    """By somebody who does not consume it, and so has no say in its order."""
+    return Declaration(
+        destination.address._replace(group=group or ""),
+        keyed=destination.key is not None,
+        partitions=destination.partitions,
+        priorities=destination.priorities,
+        order=None,
+        native=next((option for option in destination.native if option.backend == backend_name), None),
+    )
 
 
 def source_declaration(
     destination: Destination[Any], group: str | None, backend_name: str, *, order: Any = None, start: Any = "latest"
 ) -> Declaration:
-    keyed = destination.key is not None
-    return Declaration(
-        destination.address._replace(group=group or ""),
-        keyed=keyed,
-        partitions=destination.partitions,
-        priorities=destination.priorities,
-        order=order or ("key" if keyed else "none"),
-        start=start,
-        native=next((option for option in destination.native if option.backend == backend_name), None),
-    )
+    """By a consumer, whose default is to keep the order of keys where there are any."""
+    declaration = declaration_of(destination, group, backend_name)
+    order = order or ("key" if declaration.keyed else "none")
+    return msgspec.structs.replace(declaration, order=order, start=start)

@@ -21,12 +21,12 @@ from mqkit._outgoing import forwarded, outgoing
 from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
 from mqkit._registry import backend_for, known_schemes
 from mqkit._ticket import Ticket
-from mqkit._topology import Mode, Topology, source_declaration
+from mqkit._topology import Mode, Topology, declaration_of
 from mqkit._url import Url
 from mqkit.aio import AsyncBus
 from mqkit.backends.base import Address, Admin, Backend, Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic, check_name
-from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, PublishFailed
+from mqkit.errors import BlockingCall, CapabilityMissing, Closed, ConfigError, NotFound, PublishFailed
 from mqkit.handlers import Handlers, Provider, Registration
 from mqkit.health import Health
 from mqkit.message import Message, PublishOptions
@@ -263,7 +263,7 @@ class Bus(Handlers):
         if (group is None) == isinstance(of, Topic):
             raise ConfigError(f"dead_letters({of!r}): group= names the group of a topic, and a queue has none")
         self._note(of, group)
-        return DeadLetters(self, of.address._replace(group=group or ""))
+        return DeadLetters(self, of.address._replace(group=group or ""), of.partitions)
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 
@@ -417,9 +417,7 @@ class Bus(Handlers):
         if to.priorities > backend.capabilities.priorities:
             raise CapabilityMissing(f"{to!r} declares priorities, and {backend.capabilities.name} has none")
         if group is not None and to.declare:
-            topology.note_source(
-                source_declaration(to, check_name(group, "group"), backend.capabilities.name), weak=True
-            )
+            topology.note_source(declaration_of(to, check_name(group, "group"), backend.capabilities.name), weak=True)
 
     def _opened_backend(self) -> Backend:
         if self._backend is not None and not self._closed:
@@ -474,9 +472,12 @@ class Bus(Handlers):
             raise ConfigError(f"{self!r} consumes already; register handlers before its worker starts")
 
     def _publish_within(self, message: Outgoing, native: Any) -> str:
-        backend = self._opened_backend()
-        self._topology_of().ensure(backend, [message.address])
-        backend.publish_within(native, [message])
+        try:
+            self._opened_backend().publish_within(native, [message])
+        except (
+            NotFound
+        ) as exc:  # and it cannot be declared now, while that transaction may keep all others from writing
+            raise ConfigError(f"{exc}, before your transaction begins: bus.declare(...)") from exc
         return message.id
 
     def _outcomes(

@@ -11,13 +11,18 @@ PREFIX = "mq-"  # reserved: user headers may not start with it, in any case
 
 
 class Dead(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Why and when a message became a dead letter. `origin` is the address that gave it up, `died_at` epoch seconds."""
+    """
+    Why and when a message became a dead letter, and what its place among the dead letters cannot keep of it.
+
+    `origin` is the address that gave it up, `died_at` epoch seconds, `priority` what it had there.
+    """
 
     reason: str
     error_type: str = ""
     attempts: int = 0
     origin: str = ""
     died_at: float = 0.0
+    priority: int = 0
 
 
 class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
@@ -30,6 +35,7 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     reply_to: str = ""
     sent_at: float = 0.0  # epoch seconds, the sender's wall clock: information only, nothing is decided by it
     attempt: int = 1  # where the backend keeps no attempts of its own, the copy carries the number
+    since: float = 0.0  # and the moment of the first failure, by the backend's clock; 0 before there was one
     dead: Dead | None = None
 
 

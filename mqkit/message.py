@@ -87,7 +87,7 @@ class Holder(Protocol):
     ) -> Outgoing: ...
 
 
-class Delivery(msgspec.Struct, Generic[T], eq=False):
+class Delivery(Generic[T]):
     """
     A message in your hands. Nothing here blocks; every method may be called from any thread.
 
@@ -95,13 +95,17 @@ class Delivery(msgspec.Struct, Generic[T], eq=False):
     not count them; `deadline` is the value of `time.monotonic()` at which the handler's `timeout` passes, or None.
     """
 
-    _received: Received
-    _holder: Holder
-    payload: T = None  # type: ignore[assignment]  # decoded right before the handler
-    deadline: float | None = None
-    _message: Message | None = None
-    _staged: list[tuple[Any, Outgoing]] | None = None  # (another bus or None, message), in order of the calls
-    _settled: bool = False
+    __slots__ = ("_holder", "_message", "_received", "_settled", "_staged", "deadline", "payload")
+
+    payload: T
+
+    def __init__(self, received: Received, holder: Holder) -> None:
+        self._received = received
+        self._holder = holder
+        self._message: Message | None = None
+        self._staged: list[tuple[Any, Outgoing]] | None = None  # (another bus or None, message), in order of the calls
+        self._settled = False
+        self.deadline: float | None = None
 
     def __repr__(self) -> str:
         return f"<Delivery {self.id} of {self._received.address}, attempt {self.attempt}>"

@@ -58,14 +58,15 @@ class Declaration(msgspec.Struct, frozen=True):
     What must exist before `address` is used, and with which options. Declaring again is harmless.
 
     Declaring a queue or a group brings its dead letters along; declaring a group brings its topic along. `keyed` says
-    that the destination declares `key=`, so that groups may ask for order; `order` is what this consumer asked for.
+    that the destination declares `key=`, so that groups may ask for order. `order` is what a consumer asked for; None is
+    said by those who do not consume: it agrees with either, and leaves a new source undecided until a consumer declares it.
     """
 
     address: Address
     keyed: bool = False
     partitions: int = 1
     priorities: int = 0
-    order: Order = "none"
+    order: Order | None = "none"
     start: Start = "latest"  # where a group that is new begins
     native: Any = None  # the options object of this backend, or None
 
@@ -83,6 +84,7 @@ class Outgoing(msgspec.Struct, gc=False):
     ttl: float | None = None  # counted from the moment it is due
     priority: int = 0
     token: Any = None
+    partitions: int = 1  # of the destination, for a publisher that has to choose one and may never have declared it
 
 
 class Received(msgspec.Struct, gc=False):
@@ -90,8 +92,9 @@ class Received(msgspec.Struct, gc=False):
     One message in the hands of this process, until it is settled or revoked.
 
     `handle` differs between any two hand-outs, also of one message. `attempt` counts failed tries and is raised only by a
-    `Release` that says so; `deliveries` counts hand-outs, or is None where nobody counts; `lost` are those since the last
-    verdict whose holder died or vanished, `solo` those of them that ran alone after `Receiver.isolate`.
+    `Release` that says so, or begins with what the envelope says; `deliveries` counts hand-outs, or is None where nobody
+    counts; `lost` are those since the last verdict whose holder died or vanished, as exactly as `Capabilities.lost` says,
+    and `solo` those of them that ran alone after `Receiver.isolate`. A verdict, a `Release` too, sets both to 0.
     """
 
     handle: Hashable
@@ -105,7 +108,9 @@ class Received(msgspec.Struct, gc=False):
     deliveries: int | None = None
     lost: int = 0
     solo: int = 0
-    since: float | None = None  # backend's now at the first failed try, as given in `Release`
+    since: float | None = (
+        None  # backend's now at the first failed try, as given in `Release`; None: as the envelope says
+    )
     expires_at: float | None = None  # backend's now
     priority: int = 0
     lease_until: float | None = (
@@ -131,7 +136,8 @@ class Release(msgspec.Struct, gc=False):
     The same message again, in `after` seconds, to whoever of its group asks first.
 
     `attempt` is None when nothing failed (shutdown, cancellation): counts stay. Otherwise it is the number the next
-    hand-out carries, with `since`. With `order="key"` a released message keeps its place: no later one of its key is
+    hand-out carries, with `since`. A wait or a number is asked for up to `Capabilities.release` only, or with
+    `order="key"`, where it is always in place; elsewhere the core sends a delayed copy and then `Done`. With `order="key"` a released message keeps its place: no later one of its key is
     handed out before it, and the core releases all of that key which it holds, in order, in one `settle` call.
     """
 
@@ -195,11 +201,14 @@ class Receiver(Protocol):
         """
         Carry out what is staged, then take at most `room` messages; wait for one, a `wake` or the timeout.
 
-        `room` 0 is the pause: nothing is taken, the connection is served and leases are renewed all the same. The core
+        It may return early, with nothing. `room` is also what a receiver whose broker pushes should hold beyond what is in
+        hand, and 0 is the pause: nothing is taken, the connection is served and leases are renewed all the same. The core
         calls it at least every third of `Capabilities.lease`, and whatever was handed out stays ours as long as it does.
+        With timeout 0 it carries out and takes what is there at once: the next message of a key waits for that.
 
         Raises:
             Lost: All deliveries in hand are void.
+            Unavailable: The server does not answer, which is found out by asking where the driver would wait for ever.
             Unavailable, Denied, StoreDamaged: Nothing was carried out; what is staged stays staged, call again.
         """
         ...
@@ -209,7 +218,13 @@ class Receiver(Protocol):
         ...
 
     def flush(self, timeout: float) -> Turn:
-        """Carry out what is staged and take nothing; for the last verdicts before `close`."""
+        """
+        Carry out what is staged and take nothing; for the last verdicts before `close`, and those before a handler.
+
+        Raises:
+            Lost: All deliveries in hand are void.
+            Unavailable: Not everything is carried out, as far as the broker has answered within `timeout` seconds.
+        """
         ...
 
     def wake(self) -> None:
@@ -291,14 +306,19 @@ class Capabilities:
     processes: bool  # may several processes share it?
     atomic: bool  # `Done` and its copies are one transaction; with it promise="exactly_once"
     order_by_key: bool
-    delay: float  # longest delay of a publish or release, 0 for none, inf for any
+    delay: float  # longest delay of a publish, 0 for none, inf for any
+    release: float  # longest wait of a `Release` without order; 0: neither a wait nor an attempt is kept
     delay_resolution: float
     ttl: bool
     priorities: int  # highest number of priority levels of a queue, 0 for none
     replay: bool  # start="earliest" reaches what a retaining topic keeps
     broadcast: bool
-    counts_deliveries: bool  # `Received.deliveries` is known; with it the crash limit
-    lease: float | None  # seconds until an unserved receiver loses what it holds; None: while its connection lives
+    counts_deliveries: bool  # `Received.deliveries` is known
+    lost: Literal["exact", "at_most", "unknown"]  # `Received.lost`: the deaths, those and other returns, or always 0
+    lease: (
+        float | None
+    )  # seconds after which a receiver that was not served (a suspended process too) may have lost what
+    # it holds; where that is the connection, as long as the server waits for it. None: nobody can take it away
     wake: float  # longest time until a blocked receive notices a new message of another process
     max_body: int  # bytes, as the backend takes them; a publish keeps 4 KiB of it free
     max_batch: int = 1000  # messages in one submit

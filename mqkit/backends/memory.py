@@ -73,12 +73,14 @@ class MemoryBackend(Backend):
             atomic=True,
             order_by_key=True,
             delay=float("inf"),
+            release=float("inf"),
             delay_resolution=0.001,
             ttl=True,
             priorities=255,
             replay=True,
             broadcast=True,
             counts_deliveries=True,
+            lost="exact",
             lease=None,
             wake=0.0,
             max_body=options.max_body,
@@ -90,6 +92,8 @@ class MemoryBackend(Backend):
 
     def receiver(self, source: Declaration, window: int) -> MemoryReceiver:
         del window  # nothing is fetched ahead
+        with self._broker.lock:
+            self._broker.decide(source)
         return MemoryReceiver(self._broker, source.address)
 
     def admin(self) -> MemoryAdmin:
@@ -109,7 +113,7 @@ class MemoryBackend(Backend):
 
 
 class Stored(msgspec.Struct, gc=False):
-    """A message in one source. `seq` is its place; it keeps it through retries and releases."""
+    """A message in one source. `seq` is its place, given when it is due; it keeps it through retries and releases."""
 
     seq: int
     message: Outgoing
@@ -146,6 +150,12 @@ class Source:
         self.inflight = 0
         self.keys: dict[str, KeyLock] | None = {} if declaration.order == "key" else None
         self.idle: set[MemoryReceiver] = set()  # receivers that wait for a message
+        self.places = itertools.count(1)
+
+    def decide(self, declaration: Declaration) -> None:
+        """Its first consumer says whether keys keep their order. Nothing was handed out before."""
+        self.declaration = msgspec.structs.replace(self.declaration, order=declaration.order)
+        self.keys = {} if declaration.order == "key" else None
 
     def put(self, stored: Stored, now: float) -> None:
         if stored.due > now:
@@ -158,10 +168,19 @@ class Source:
             for receiver in self.idle:
                 receiver.ready.set()
 
-    def take(self, receiver: MemoryReceiver, room: int, now: float) -> list[Stored]:
+    def promote(self, now: float) -> None:
+        """What is due: a message that came back has its place, one that was delayed takes the next."""
         while self.waiting and self.waiting[0][0] <= now:
             stored = heapq.heappop(self.waiting)[2]
-            heapq.heappush(self.back, (-stored.message.priority, stored.seq, stored))
+            if stored.deliveries:
+                heapq.heappush(self.back, (-stored.message.priority, stored.seq, stored))
+            else:
+                stored.seq = next(self.places)
+                self.put(stored, now)
+
+    def take(self, receiver: MemoryReceiver, room: int, now: float) -> list[Stored]:
+        if self.waiting:
+            self.promote(now)
         if self.keys is None and not self.back:
             taken = [self.fresh.popleft() for _ in range(min(room, len(self.fresh)))]
             self.inflight += len(taken)
@@ -331,6 +350,8 @@ class Broker:
                 heapq.heappush(topic.waiting, entry)
                 self._wake_idle(topic.groups.values())
             else:
+                if topic.waiting:
+                    self.tick(address, self.clock.now())
                 self._fan_out(topic, message)
         else:
             raise NotFound(f"{address} does not exist on {self!r}")
@@ -373,8 +394,17 @@ class Broker:
             return
         for option in ("keyed", "priorities", "order", "native"):
             have, want = getattr(existing, option), getattr(declaration, option)
-            if have != want and not (address.kind == "topic" and not address.group and option == "order"):
+            undecided = option == "order" and (address not in self.sources or have is None or want is None)
+            if have != want and not undecided:
                 raise TopologyMismatch(f"{address} exists with {option}={have!r}, and {option}={want!r} is declared")
+        if create:
+            self.decide(declaration)
+
+    def decide(self, declaration: Declaration) -> None:
+        """Under the lock."""
+        source = self.sources.get(declaration.address)
+        if source is not None and source.declaration.order is None and declaration.order is not None:
+            source.decide(declaration)
 
     def _declaration(self, address: Address) -> Declaration | None:
         if address in self.sources:
@@ -396,6 +426,7 @@ class Broker:
             topic = self.topics.setdefault(address.name, Topic(plain))
             if not address.group:
                 return
+            self.tick(address, self.clock.now())  # due before this group was there
         source = self.sources[address] = Source(declaration)
         self.sources[address.dead_letters] = Source(Declaration(address.dead_letters))
         if topic is not None:
@@ -436,9 +467,10 @@ class Broker:
         expires, due, now = None, 0.0, 0.0
         if message.delay or message.ttl is not None or source.waiting:
             now = self.clock.now()
+            source.promote(now)
             due = now + message.delay if delayed and message.delay else 0.0
             expires = max(now, due) + message.ttl if message.ttl is not None else None
-        source.put(Stored(next(self._seq), message, message.envelope.attempt, expires, due), now)
+        source.put(Stored(next(source.places), message, message.envelope.attempt, expires, due), now)
 
     def _wake_idle(self, sources: Iterable[Source]) -> None:
         for source in sources:

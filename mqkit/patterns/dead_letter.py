@@ -43,11 +43,13 @@ class DeadLetters(Generic[T]):
     Args:
         access: The bus.
         source: The queue or group whose dead letters these are.
+        partitions: Of that queue, or of the group's topic.
     """
 
-    def __init__(self, access: Access, source: Address) -> None:
+    def __init__(self, access: Access, source: Address, partitions: int = 1) -> None:
         self._access = access
         self._source = source
+        self._partitions = partitions
         self._address = source.dead_letters
 
     def list(self, *, limit: int = 100, where: Filter | None = None) -> list[DeadLetter[T]]:
@@ -82,7 +84,7 @@ class DeadLetters(Generic[T]):
         """
         Hand dead letters out again, oldest first, to the queue or group that gave them up and to nobody else.
 
-        Message id, key, body and headers stay, attempts begin anew. Interrupted half-way nothing is lost; where the
+        Message id, key, body, headers and priority stay, attempts begin anew. Interrupted half-way nothing is lost; where the
         backend is not atomic a message may be there twice, with the same id.
 
         Args:
@@ -104,9 +106,16 @@ class DeadLetters(Generic[T]):
             self._access.declare(to)
 
         def copy(received: Received) -> Sequence[Outgoing]:
-            envelope = msgspec.structs.replace(received.envelope, attempt=1, dead=None)
+            dead, envelope = (
+                received.envelope.dead,
+                msgspec.structs.replace(received.envelope, attempt=1, since=0.0, dead=None),
+            )
+            priority = dead.priority if dead is not None else 0
+            if to is not None:
+                priority = min(priority, max(0, to.priorities - 1))
             message = Outgoing(target, received.id, received.body, received.key, received.headers, envelope)
-            return [msgspec.structs.replace(message, priority=received.priority)]
+            message.priority, message.partitions = priority, self._partitions if to is None else to.partitions
+            return [message]
 
         return self._replace(ids, where, copy, rate)
 

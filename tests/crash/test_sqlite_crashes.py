@@ -152,6 +152,7 @@ def test_keys_stay_in_order_over_three_processes_failures_and_ten_kills(url: str
     for line in log.read_text().splitlines():
         key, number, deliveries = line.split()
         if int(number) in first_seen[key]:
+            assert int(number) == first_seen[key][-1], f"{key} went back to {number}, which had been settled"
             assert int(deliveries) > 1, f"{key} {number} came twice and the second was not marked"
         else:
             first_seen[key].append(int(number))

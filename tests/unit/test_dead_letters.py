@@ -106,3 +106,21 @@ def test_a_keyed_message_that_is_retried_lets_a_virtual_clock_go_on():
 
 def _fail(number: int) -> None:
     raise ValueError(number)
+
+
+@pytest.mark.parametrize(("levels", "order"), [(None, [2, 3, 1]), (2, [3, 2, 1]), (0, [1, 3, 2])])
+def test_a_replay_keeps_the_priority_as_far_as_the_queue_has_levels(bus: Bus, levels: int | None, order: list[int]):
+    urgent = Queue("urgent", int, priorities=3)
+    elsewhere = None if levels is None else Queue("elsewhere", int, priorities=levels)
+    for number, priority in ((1, 0), (2, 2), (3, 1)):
+        bus.publish(urgent, number, priority=priority)
+    with bus.subscription(urgent) as messages:
+        taken: list[Delivery[int]] = []
+        while len(taken) < 3:
+            taken += messages.receive(max=3, timeout=5)
+        for delivery in reversed(taken):
+            delivery.reject("the least urgent first")
+
+    bus.dead_letters(urgent).replay(to=elsewhere)
+
+    assert [delivery.payload for delivery in pulled(bus, elsewhere or urgent, 3)] == order

@@ -15,7 +15,7 @@ from mqkit.backends.sqlite.committer import Committer, Transaction, release
 from mqkit.backends.sqlite.errors import translate
 from mqkit.backends.sqlite.leases import Source
 from mqkit.backends.sqlite.log import destination_name, group_name
-from mqkit.backends.sqlite.schema import DUE_LATER, SHIFT
+from mqkit.backends.sqlite.schema import DUE_LATER, SHIFT, UNDECIDED
 from mqkit.backends.sqlite.wire import Parcel
 from mqkit.errors import ConfigError, NotFound, TopologyMismatch
 from mqkit.native import SqliteTopic
@@ -53,7 +53,7 @@ class SqliteAdmin:
 
     @_typed
     def declare(self, declarations: Sequence[Declaration]) -> None:
-        if not all(_exists(self._db, each) for each in declarations):
+        if not all(_exists(self._db, each) and not _is_undecided(self._db, each) for each in declarations):
             self._committer.run(lambda tx: _declare_all(tx, declarations))
 
     @_typed
@@ -192,7 +192,7 @@ _WAITING = (
 def find_source(db: sqlite3.Connection, address: Address) -> Source:
     """The group behind an address one can receive from. Raises `NotFound`."""
     row = db.execute(
-        """SELECT g.id, d.id, d.kind = 'topic', g.ordered, d.priorities FROM mq_destination d
+        """SELECT g.id, d.id, d.kind = 'topic', g.ordered = 1, d.priorities FROM mq_destination d
            JOIN mq_group g ON g.destination = d.id AND g.name = ? WHERE d.name = ?""",
         (group_name(address), destination_name(address)),
     ).fetchone()
@@ -203,9 +203,10 @@ def find_source(db: sqlite3.Connection, address: Address) -> Source:
 
 def open_source(db: sqlite3.Connection, declaration: Declaration) -> Source:
     """Raises `NotFound`, or `TopologyMismatch` where the group was declared with another order."""
-    source = find_source(db, declaration.address)
-    _compare_order(source.ordered, declaration)
-    return source
+    if not _exists(db, declaration):
+        raise NotFound(f"{declaration.address} does not exist in this file; declare it first")
+    _decide(db, declaration)
+    return find_source(db, declaration.address)
 
 
 def _exists(db: sqlite3.Connection, declaration: Declaration) -> bool:
@@ -229,8 +230,8 @@ def _exists(db: sqlite3.Connection, declaration: Declaration) -> bool:
     group = db.execute(
         "SELECT ordered FROM mq_group WHERE destination = ? AND name = ?", (id, group_name(address))
     ).fetchone()
-    if group is not None:
-        _compare_order(bool(group[0]), declaration)
+    if group is not None and group[0] != UNDECIDED and declaration.order is not None:
+        _compare(address, "order", "key" if group[0] else "none", declaration.order)
     return group is not None
 
 
@@ -239,9 +240,15 @@ def _compare(address: Address, option: str, have: object, want: object) -> None:
         raise TopologyMismatch(f"{address} exists with {option}={have!r}, and {option}={want!r} is declared")
 
 
-def _compare_order(ordered: bool, declaration: Declaration) -> None:
-    if not declaration.address.dead:
-        _compare(declaration.address, "order", "key" if ordered else "none", declaration.order)
+def _is_undecided(db: sqlite3.Connection, declaration: Declaration) -> bool:
+    """Is this the first declaration that says whether an existing group keeps the order of keys?"""
+    address = declaration.address
+    row = db.execute(
+        """SELECT g.ordered FROM mq_destination d JOIN mq_group g ON g.destination = d.id AND g.name = ?
+           WHERE d.name = ?""",
+        (group_name(address), destination_name(address)),
+    ).fetchone()
+    return row is not None and row[0] == UNDECIDED and declaration.order is not None
 
 
 def _retain(declaration: Declaration) -> float | None:
@@ -256,6 +263,7 @@ def _declare_all(tx: Transaction, declarations: Sequence[Declaration]) -> None:
 def _declare(tx: Transaction, declaration: Declaration) -> None:
     address = declaration.address
     if _exists(tx.db, declaration):
+        _decide(tx.db, declaration)
         return
     if declaration.order == "key" and declaration.priorities:
         raise ConfigError(f"{address}: order='key' and priorities do not go together")
@@ -265,6 +273,15 @@ def _declare(tx: Transaction, declaration: Declaration) -> None:
     _create_group(tx, declaration, destination)
     if not address.dead:
         _declare(tx, Declaration(address.dead_letters))
+
+
+def _decide(db: sqlite3.Connection, declaration: Declaration) -> None:
+    if not _is_undecided(db, declaration):
+        return
+    group = find_source(db, declaration.address).group
+    db.execute("UPDATE mq_group SET ordered = ? WHERE id = ?", (declaration.order == "key", group))
+    if declaration.order == "key":
+        keys.adopt(db, group)
 
 
 def _create_destination(db: sqlite3.Connection, declaration: Declaration) -> int:
@@ -300,9 +317,10 @@ def _create_group(tx: Transaction, declaration: Declaration, destination: int) -
             "SELECT count(*) FROM mq_message WHERE id > ? AND id <= ? AND grp IS NULL", (low, last)
         ).fetchall()
         published -= kept
+    ordered = UNDECIDED if declaration.order is None else declaration.order == "key"
     tx.db.execute(
         "INSERT INTO mq_group(destination, name, ordered, cursor, base) VALUES (?, ?, ?, ?, ?)",
-        (destination, group_name(declaration.address), declaration.order == "key", cursor, published),
+        (destination, group_name(declaration.address), ordered, cursor, published),
     )
     tx.db.execute("UPDATE mq_destination SET keep = keep + 1 WHERE id = ?", (destination,))
     tx.touch(destination)

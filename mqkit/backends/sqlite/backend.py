@@ -14,7 +14,14 @@ from mqkit.backends.base import Admin, Capabilities, Declaration, Outgoing, Publ
 from mqkit.backends.sqlite.admin import SqliteAdmin, open_source
 from mqkit.backends.sqlite.committer import Committer, acquire, release
 from mqkit.backends.sqlite.errors import InTransaction, translate
-from mqkit.backends.sqlite.file import WAL_WARNING, network_type, sqlite_has_wal_reset_defect
+from mqkit.backends.sqlite.file import (
+    WAL_WARNING,
+    identity,
+    main_file,
+    network_type,
+    prepared_clock,
+    sqlite_has_wal_reset_defect,
+)
 from mqkit.backends.sqlite.listener import SqliteListener
 from mqkit.backends.sqlite.log import Appender
 from mqkit.backends.sqlite.options import SqliteOptions, file_path
@@ -48,12 +55,14 @@ class SqliteBackend:
             atomic=True,
             order_by_key=True,
             delay=math.inf,
+            release=math.inf,
             delay_resolution=0.001,
             ttl=True,
             priorities=255,
             replay=True,
             broadcast=True,
             counts_deliveries=True,
+            lost="exact",
             lease=self._options.lease,
             wake=0.25,
             max_body=self._options.max_body,
@@ -82,17 +91,16 @@ class SqliteBackend:
         if not isinstance(native, SqliteTransaction):
             raise CapabilityMissing(f"sqlite publishes within a SqliteTransaction, not a {type(native).__name__}")
         connection: sqlite3.Connection = native.connection
-        committer = self._kept_open()
         try:
             if not connection.in_transaction:
                 raise InTransaction("the connection is not in a transaction; begin it with BEGIN IMMEDIATE")
-            if not committer.has_room():
-                raise PublishFailed(f"the disk of SQLite file {self._path} has less free space than the reserve")
             db = connection.cursor()
             db.row_factory = None
-            if not committer.file.is_file_of(db):
-                raise InTransaction(f"the connection is not to SQLite file {self._path}, which this bus uses")
+            committer = self._kept_open(db)
+            if not committer.has_room():
+                raise PublishFailed(f"the disk of SQLite file {self._path} has less free space than the reserve")
             committer.file.check()
+            self._refuse_other_file(db)
             _append_all(Appender(db, committer.file.clock.now()), batch)
         except sqlite3.Error as exc:
             raise translate(exc, self._path) from exc
@@ -133,12 +141,23 @@ class SqliteBackend:
     def after_fork(self) -> None:
         """The file's own guard has marked it already: any use of it in this process is refused."""
 
-    def _kept_open(self) -> Committer:
-        """For publishes on the user's connection, which come one by one."""
+    def _kept_open(self, db: sqlite3.Cursor) -> Committer:
+        """For publishes on the user's connection, which come one by one and may hold the write lock of the file."""
         with self._lock:
             if self._committer is None:
+                self._refuse_other_file(db)
+                if prepared_clock(db) is None:
+                    raise InTransaction(
+                        f"SQLite file {self._path} has to be prepared for messages, which your transaction prevents; "
+                        "open the bus or declare the destination before you begin it"
+                    )
                 self._committer = acquire(self._path, self._options)
             return self._committer
+
+    def _refuse_other_file(self, db: sqlite3.Cursor) -> None:
+        ours = identity(self._path)
+        if ours is None or identity(main_file(db)) != ours:
+            raise InTransaction(f"the connection is not to SQLite file {self._path}, which this bus uses")
 
 
 def _append_all(appender: Appender, batch: Sequence[Outgoing]) -> None:

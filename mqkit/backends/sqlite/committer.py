@@ -16,10 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from mqkit.backends.sqlite import leases
 from mqkit.backends.sqlite.errors import commit_unknown, in_doubt, translate
 from mqkit.backends.sqlite.file import File, inherit, refuse_inherited
 from mqkit.backends.sqlite.log import Appender
 from mqkit.backends.sqlite.options import SqliteOptions
+from mqkit.backends.sqlite.process import Process, this_process
 from mqkit.backends.sqlite.wakeup import Wakeup
 from mqkit.errors import Closed, ConfigError, MqkitError, Unavailable
 
@@ -28,6 +30,8 @@ T = TypeVar("T")
 MOST_WORK, MOST_BYTES = 1000, 4 << 20  # in one transaction, give or take its last ticket
 PATIENCE = 30.0  # seconds a caller waits for a transaction before it gives up
 _FILE_CHECK, _CLOCK_STORED = 1.0, 10.0
+_DEATHS_LOOKED_FOR = 1.0
+_IDLE = 1.0  # seconds without work before the file is tidied
 
 
 class State(enum.Enum):
@@ -149,6 +153,7 @@ class Committer:
         self.options = options
         self.users = 1
         self.file: File
+        self._process: Process
         self._failure: BaseException | None = None
         self._opened = threading.Event()
         self._inbox: deque[Ticket] = deque()
@@ -159,6 +164,10 @@ class Committer:
         self._room = True
         self._swept: dict[int, float] = {}
         self._version = 0
+        self._deaths_looked_for = 0.0
+        self._untidy = True
+        self._worked_at = 0.0
+        self._worked_version = -1
         self._thread = threading.Thread(target=self._run, name="mqkit-sqlite", daemon=True)
         self._thread.start()
 
@@ -197,7 +206,7 @@ class Committer:
         if self._opened.is_set() and self._failure is None and self.file.inherited:
             return
         self._stopping = True
-        if self._opened.is_set() and self._failure is None:
+        if self._opened.is_set() and self._failure is None and self._thread.is_alive():
             self._wakeup.ring()
         self._thread.join(PATIENCE)
 
@@ -213,6 +222,7 @@ class Committer:
 
     def _run(self) -> None:
         try:
+            self._process = this_process()
             self.file = File(self.path, self.options)
             self._wakeup = Wakeup(self.path)
         except BaseException as exc:  # noqa: BLE001  raised again by `wait_open`
@@ -227,7 +237,7 @@ class Committer:
                     self._transact(work)
                 elif self._stopping:
                     return
-                else:
+                elif not self._tidy():
                     self._sleep()
         finally:
             ended = Closed(f"the commit thread of SQLite file {self.path} has ended; open the bus again")
@@ -240,6 +250,7 @@ class Committer:
         db, now = self.file.writer, self.file.clock.now()
         work: list[Ticket] = []
         try:
+            self._look_for_deaths()
             self._standing = [ticket for ticket in self._standing if ticket.state is State.WAITING]
             if self._standing and self._changed(now):
                 work += [ticket for ticket in self._standing if ticket.urgent(db, now)]
@@ -253,6 +264,16 @@ class Committer:
             error = translate(exc, self.path) if isinstance(exc, sqlite3.Error) else exc
             self._fail([*self._standing, *self._drain()], error)
         return work
+
+    def _look_for_deaths(self) -> None:
+        """Once a second: owners of processes that are dead need not be waited for until their leases end."""
+        if time.monotonic() - self._deaths_looked_for < _DEATHS_LOOKED_FOR:
+            return
+        self._deaths_looked_for = time.monotonic()
+        if self._process.namespace is None:
+            return
+        if dead := leases.find_dead(self.file.writer, self.file.clock.boot, self._process):
+            self._inbox.append(Call(lambda tx: tx.appender.touched.update(leases.expire(tx.db, dead))))
 
     def _changed(self, now: float) -> bool:
         """May somebody who waits find something: another process committed, or a time has come?"""
@@ -271,16 +292,36 @@ class Committer:
         if self._standing:
             now = self.file.clock.now()
             timeout = min(_FILE_CHECK, max(0.0, min(ticket.again_at for ticket in self._standing) - now))
+        if self._untidy:
+            timeout = min(timeout, max(0.0, self._worked_at + _IDLE - time.monotonic()))
         self._asleep = True
         if not self._inbox and not self._stopping:
             self._wakeup.wait(timeout, watch=bool(self._standing))
         self._asleep = False
+
+    def _tidy(self) -> bool:
+        """When nobody has written for a while, in this process or another: one bounded step; is there more to do?"""
+        now = time.monotonic()
+        if not self._untidy or now - self._worked_at < _IDLE:
+            return False
+        try:
+            [(version,)] = self.file.writer.execute("PRAGMA data_version").fetchall()
+            if version != self._worked_version:
+                self._worked_version, self._worked_at = version, now
+                return False
+            self.file.check()
+            with self.file.turn:
+                self._untidy = self.file.shrink()
+        except (sqlite3.Error, MqkitError):
+            self._untidy = False  # whoever works with the file next is told
+        return self._untidy
 
     def _transact(self, found: list[Ticket]) -> None:
         """`found` and what has queued up meanwhile, in one transaction."""
         work: list[Ticket] = []
         waiting: list[Claimant] = []
         committing = False
+        self._untidy, self._worked_at = True, time.monotonic()
         db = self.file.writer
         try:
             self.file.check()

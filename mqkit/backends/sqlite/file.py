@@ -35,11 +35,16 @@ NETWORK_TYPES = frozenset(
     )
 )
 WAL_WARNING = 64 << 20
+SPARE_PAGES, SHRINK_STEP = 1000, 500
+_INCREMENTAL = 2  # as PRAGMA auto_vacuum says it
 _PRAGMAS = (
     "PRAGMA cache_size = -16384",
     "PRAGMA temp_store = MEMORY",
     f"PRAGMA journal_size_limit = {WAL_WARNING}",
 )
+
+# On a read-only file BEGIN IMMEDIATE succeeds; only this tells.
+_REAL_WRITE = "UPDATE mq_meta SET value = value WHERE name = 'schema'"
 
 _inherited: set[str] = set()  # paths that were open in the parent when this process was forked
 
@@ -59,18 +64,20 @@ class File:
         except OSError as exc:
             raise translate_os(exc, path) from exc
         try:
-            with self.turn:
-                self.writer = self._connect("rwc")
-                self._prepare(self.writer)
-                self.clock = self._bring_up(self.writer)
-            found = os.stat(path)
+            self.writer = self._connect("rwc")
+            found_clock = self._as_found(self.writer)
+            if found_clock is None:
+                with self.turn:
+                    self._prepare(self.writer)
+                    found_clock = self._bring_up(self.writer)
+            self.clock = found_clock
+            self._identity = identity(path)
         except sqlite3.Error as exc:
             self._undo()
             raise translate(exc, path) from exc
         except MqkitError:
             self._undo()
             raise
-        self._identity = (found.st_dev, found.st_ino)
 
     def reader(self) -> sqlite3.Connection:
         """A further connection for the calling thread, which closes it with `release`. It cannot write."""
@@ -94,22 +101,12 @@ class File:
         if self.inherited:
             refuse_inherited(self.path)
         try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            found = None
+            found = identity(self.path)
         except OSError as exc:
             raise translate_os(exc, self.path) from exc
-        if found is None or (found.st_dev, found.st_ino) != self._identity:
+        if found != self._identity:
             fate = "deleted or renamed" if found is None else "replaced by another file"
             raise StoreDamaged(f"SQLite file {self.path} was {fate} while in use; restart the programs that use it")
-
-    def is_file_of(self, db: sqlite3.Connection | sqlite3.Cursor) -> bool:
-        """Does a connection of somebody else have this file as its main database?"""
-        for _, name, path in db.execute("PRAGMA database_list").fetchall():
-            if name == "main" and path:
-                found = os.stat(path)
-                return (found.st_dev, found.st_ino) == self._identity
-        return False
 
     def has_room(self) -> bool:
         """Is there more free disk than the reserve, without which a full disk could not even be drained?"""
@@ -118,6 +115,23 @@ class File:
         except OSError:
             return True  # whatever happened to the folder, `check` says it better
         return disk.f_bavail * disk.f_frsize >= self.options.reserve
+
+    def shrink(self) -> bool:
+        """
+        Give at most `SHRINK_STEP` free pages back to the system, under the turn; is there more to give?
+
+        Some stay, for the next backlog. A file made by somebody else keeps its size unless it was made to shrink.
+        """
+        db = self.writer
+        free = _pragma(db, "freelist_count")
+        if free <= SPARE_PAGES or _pragma(db, "auto_vacuum") != _INCREMENTAL:
+            return False
+        step = min(SHRINK_STEP, free - SPARE_PAGES)
+        db.executescript(f"PRAGMA incremental_vacuum({step})")  # `execute` would free a single page
+        if free - step > SPARE_PAGES:
+            return True
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # which cuts the file
+        return False
 
     def wal_size(self) -> int:
         try:
@@ -165,6 +179,26 @@ class File:
             db.execute(pragma)
         return db
 
+    def _as_found(self, db: sqlite3.Connection) -> DatabaseClock | None:
+        """
+        The clock of a file that needs nothing done to it, or None.
+
+        Waits for nobody: the write lock may be held by a transaction of the very caller who opens the file now.
+        """
+        try:
+            now = prepared_clock(db)
+            if now is not None:
+                db.execute("PRAGMA busy_timeout = 0")
+                try_to_write(db)
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            # Whoever writes now shows that it can be written, or prepares it at this moment.
+            now = prepared_clock(db)
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {int(self.options.busy * 1000)}")
+        return now
+
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Switch a file to write-ahead logging; under the turn, because two at once fail whatever their timeout."""
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -179,13 +213,48 @@ class File:
             now = clock.read_clock(db)
             if now is None:
                 now, changed = clock.set_clock(db), True
-            # On a read-only file BEGIN IMMEDIATE succeeds; only a real write tells.
-            db.execute("UPDATE mq_meta SET value = value WHERE name = 'schema'")
+            db.execute(_REAL_WRITE)
             db.execute("COMMIT" if changed else "ROLLBACK")
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")
         return now
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    value: int = db.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """What makes it the same file whatever its name; None if there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def main_file(db: sqlite3.Connection | sqlite3.Cursor) -> str:
+    """The path of a connection's main database, empty for one in memory."""
+    paths: list[str] = [path for _, name, path in db.execute("PRAGMA database_list").fetchall() if name == "main"]
+    return paths[0]
+
+
+def prepared_clock(db: sqlite3.Connection | sqlite3.Cursor) -> DatabaseClock | None:
+    """The clock of a file whose tables are of this version and that was opened since the last boot, else None."""
+    if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal" or schema.version(db) != schema.VERSION:
+        return None
+    return clock.read_clock(db)
+
+
+def try_to_write(db: sqlite3.Connection) -> None:
+    """Raises what a write would raise."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        db.execute(_REAL_WRITE)
+    finally:
+        db.execute("ROLLBACK")
 
 
 def refuse_inherited(path: str) -> None:

@@ -71,6 +71,21 @@ def park(db: sqlite3.Connection, group: int, ids: str) -> None:
     )
 
 
+def adopt(db: sqlite3.Connection, group: int) -> None:
+    """Begin to order a group that nobody has consumed yet: what waits beside the log stands behind its key from now on."""
+    db.execute(
+        f"""UPDATE mq_side SET key = m.key, state = {BEHIND_KEY} FROM mq_message m
+            WHERE mq_side.grp = ? AND m.id = mq_side.id AND m.key IS NOT NULL""",
+        (group,),
+    )
+    db.execute(
+        """INSERT INTO mq_keylock(grp, key, owner, held)
+           SELECT DISTINCT grp, key, 0, 0 FROM mq_side WHERE grp = ? AND key IS NOT NULL""",
+        (group,),
+    )
+    resolve(db, group)
+
+
 def unlock_empty(db: sqlite3.Connection, group: int) -> None:
     """After parked messages were removed: a key with nothing in hand gets its next head, or loses its lock."""
     db.execute("UPDATE mq_keylock SET owner = 0 WHERE grp = ? AND held = 0 AND owner IS NULL", (group,))

@@ -9,13 +9,13 @@ unless somebody needed them.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from mqkit.backends.base import Release
 from mqkit.backends.sqlite import keys, log
+from mqkit.backends.sqlite.process import Process, is_dead, this_process
 from mqkit.backends.sqlite.schema import BEHIND_KEY, DUE_LATER, READY, SHIFT
 
 _LOOKED_AT = 1000  # log rows one claim of an ordered group parks or leases at most
@@ -83,10 +83,33 @@ def look(db: sqlite3.Connection, source: Source, owner: int, now: float, boot: s
 
 def new_owner(db: sqlite3.Connection, group: int, until: float, boot: str) -> int:
     owner = db.execute(
-        "INSERT INTO mq_owner(grp, until, boot, pid) VALUES (?, ?, ?, ?)", (group, until, boot, os.getpid())
+        "INSERT INTO mq_owner(grp, until, boot, pid, started, namespace) VALUES (?, ?, ?, ?, ?, ?)",
+        (group, until, boot, *this_process()),
     ).lastrowid
     assert owner is not None
     return owner
+
+
+def find_dead(db: sqlite3.Connection, boot: str, judge: Process) -> list[int]:
+    """Owners whose processes have certainly ended, as far as the judging process can know."""
+    owners = db.execute(
+        "SELECT id, pid, started FROM mq_owner WHERE boot = ? AND namespace = ? AND pid <> ? AND until > 0",
+        (boot, judge.namespace, judge.pid),
+    ).fetchall()
+    dead = {process: is_dead(*process) for process in {(pid, started) for _, pid, started in owners}}
+    return [id for id, pid, started in owners if dead[pid, started]]
+
+
+def expire(db: sqlite3.Connection, owners: Sequence[int]) -> set[int]:
+    """End the leases of these now; the destinations whose readers may take over."""
+    given = str(list(owners))
+    db.execute("UPDATE mq_owner SET until = 0 WHERE id IN (SELECT value FROM json_each(?))", (given,))
+    rows = db.execute(
+        """SELECT DISTINCT g.destination FROM mq_owner o JOIN mq_group g ON g.id = o.grp
+           WHERE o.id IN (SELECT value FROM json_each(?))""",
+        (given,),
+    ).fetchall()
+    return {destination for (destination,) in rows}
 
 
 def renew(db: sqlite3.Connection, owner: int, until: float) -> bool:

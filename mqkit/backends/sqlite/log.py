@@ -82,6 +82,7 @@ class Appender:
     def flush(self) -> None:
         for address, parcel in self._parcels.items():
             route = self._routes[address]
+            promote(self._db, route.destination, self._now)  # due before this was published
             append(self._db, route, parcel, self._now)
             if route.retained:  # there may be no consumer to do it
                 retention.compact(self._db, route.destination, self._now, limit=2 * parcel.count + 10)
@@ -107,7 +108,9 @@ def append(db: sqlite3.Connection | sqlite3.Cursor, route: Route, parcel: Parcel
         )
 
 
-def promote(db: sqlite3.Connection, destination: int, now: float, limit: int = _PROMOTED_AT_ONCE) -> int:
+def promote(
+    db: sqlite3.Connection | sqlite3.Cursor, destination: int, now: float, limit: int = _PROMOTED_AT_ONCE
+) -> int:
     """Append delayed messages of a destination that are due, as if they were published now; how many."""
     rows = db.execute(
         """SELECT id, grp, due, ttl, priority, key, message_id, envelope, body FROM mq_later

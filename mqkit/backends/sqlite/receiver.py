@@ -172,21 +172,14 @@ class SqliteReceiver:
                 self._staged.append(each)
 
     def receive(self, room: int, timeout: float) -> Turn:
-        deadline = time.monotonic() + timeout
-        while True:
-            deliveries = self._round(room, deadline)
-            if deliveries or self._revoked or self._refused or self._take_wake() or time.monotonic() >= deadline:
-                revoked, self._revoked = self._revoked, []
-                refused, self._refused = self._refused, []
-                return Turn(deliveries, revoked, refused)
+        return self._turn(room, time.monotonic() + timeout, PATIENCE)
 
     def isolate(self, delivery: Received) -> None:
         owner, id = self.owner, delivery.native
         self._committer.run(lambda tx: leases.isolate(tx.db, owner, id))
 
     def flush(self, timeout: float) -> Turn:
-        del timeout  # bounded by the waiting for a transaction
-        return self.receive(0, 0.0)
+        return self._turn(0, time.monotonic(), min(timeout, PATIENCE))
 
     def wake(self) -> None:
         with self.changed:
@@ -207,7 +200,15 @@ class SqliteReceiver:
         self._file.release(self._db)
         release(self._committer)
 
-    def _round(self, room: int, deadline: float) -> Sequence[Received]:
+    def _turn(self, room: int, deadline: float, patience: float) -> Turn:
+        while True:
+            deliveries = self._round(room, deadline, patience)
+            if deliveries or self._revoked or self._refused or self._take_wake() or time.monotonic() >= deadline:
+                revoked, self._revoked = self._revoked, []
+                refused, self._refused = self._refused, []
+                return Turn(deliveries, revoked, refused)
+
+    def _round(self, room: int, deadline: float, patience: float) -> Sequence[Received]:
         """One ticket, and what it brought; what it revoked and refused is noted."""
         third = self.lease / 3
         renew = bool(self._held) and time.monotonic() - self._renewed_at > third
@@ -216,7 +217,7 @@ class SqliteReceiver:
             return ()
         ticket = _Round(self, tuple(self._staged), room, renew=renew)
         self._committer.submit(ticket)
-        self._await(ticket, deadline)
+        self._await(ticket, deadline, patience)
         if ticket.written:
             self._carried_out(ticket)
         if isinstance(ticket.error, PublishUnknown):  # a broken COMMIT: nobody knows which settlements hold
@@ -235,11 +236,11 @@ class SqliteReceiver:
         with self.changed:
             self.changed.wait_for(lambda: self._woken, max(0.0, until - time.monotonic()))
 
-    def _await(self, ticket: _Round, deadline: float) -> None:
+    def _await(self, ticket: _Round, deadline: float, patience: float) -> None:
         """Until it has messages, or has written what it had to and there is a reason to come back without."""
         if self._held:
             deadline = min(deadline, time.monotonic() + self.lease / 3)
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + patience
         impatient = bool(self._refused or self._revoked)
         with self.changed:
             while ticket.state is not State.DONE:

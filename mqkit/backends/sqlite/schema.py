@@ -12,15 +12,18 @@ import sqlite3
 
 from mqkit.errors import StoreDamaged
 
-VERSION = 1
+VERSION = 2
 SHIFT = 40
+
+UNDECIDED = -1  # `ordered` of a group that nobody has consumed yet; until then it works like one without order
 
 READY, DUE_LATER, BEHIND_KEY = 0, 1, 2  # states of a side row
 
 # mq_destination.keep    someone may read it: groups, or listeners of a broadcast; with none, and no retain, nothing is stored
 # mq_destination.low     everything up to here is gone, or named by a side or lease row
-# mq_group.ordered       order="key", fixed when the group is declared
+# mq_group.ordered       order="key", fixed when the first consumer declares the group
 # mq_group.base          `published` at declaration, corrected for what only others (or only this one) can see
+# mq_owner.started       with `namespace`, by which others see that its process is dead; NULL: they cannot
 # mq_message.grp         NULL: every group, 0: whoever has a side row for it, else this group alone
 # mq_lease               attempt NULL: as the envelope says; deliveries NULL: the first one
 # mq_keylock             exists while a message of the key is in hand (held) or parked
@@ -57,10 +60,14 @@ STEPS: dict[int, tuple[str, ...]] = {
              PRIMARY KEY(grp, key)) WITHOUT ROWID""",
         "CREATE INDEX mq_keylock_free ON mq_keylock(grp, key) WHERE held = 0 AND owner IS NOT NULL",
     ),
+    2: (
+        "ALTER TABLE mq_owner ADD COLUMN started INTEGER",
+        "ALTER TABLE mq_owner ADD COLUMN namespace TEXT",
+    ),
 }
 
 
-def version(db: sqlite3.Connection) -> int:
+def version(db: sqlite3.Connection | sqlite3.Cursor) -> int:
     """Of the tables in the file; 0 when there are none."""
     if not db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'mq_meta'").fetchone():
         return 0

@@ -45,6 +45,6 @@ def lacking(harness: Harness, needs: Sequence[str]) -> str | None:
     """The first capability or hook that is not there."""
     for need in needs:
         there = harness.offers(need) if need in HOOKS else getattr(harness.capabilities, need)
-        if not there:
+        if not there or there == "unknown":
             return need
     return None

@@ -502,7 +502,7 @@ class TestFailures:
         }
 
     @pytest.mark.slow
-    @case("F.26", needs=("survives_process", "processes", "counts_deliveries"))
+    @case("F.26", needs=("survives_process", "processes", "lost"))
     def test_a_message_that_kills_its_process_dies_of_crashes_and_its_neighbours_live(self, harness: Harness) -> None:
         name, bus, url = harness.unique("numbers"), harness.bus(), short_lease(harness)
         numbers = Queue(name, int)

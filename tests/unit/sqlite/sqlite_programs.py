@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import signal
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 from sqlite_station import QUEUE, Station, message, take
 
 from mqkit.backends.base import Address, Declaration, Done, Received, Release, Settlement
+from mqkit.errors import MqkitError
 
 RESULTS = Address("queue", "results")
 
@@ -49,6 +54,16 @@ def hold(path: str, source: Declaration, count: int, holding: Event, options: di
     receiver = station.backend.receiver(source, count)
     if len(take(receiver, count)) == count:
         holding.set()
+    while True:
+        receiver.receive(0, 10.0)
+
+
+def hold_until_killed(path: str) -> None:
+    """As `hold`, for a process that is started by a command: a line says that it has taken a message."""
+    station = Station(path)
+    receiver = station.backend.receiver(station.declare(QUEUE), 1)
+    assert len(take(receiver, 1)) == 1
+    print("holding", flush=True)
     while True:
         receiver.receive(0, 10.0)
 
@@ -103,3 +118,43 @@ def publish_until_killed(path: str, seen: str) -> None:
             id = f"{os.getpid()}-{number}"
             station.publish(QUEUE, id)
             notes.write(f"{id}\n")
+
+
+@contextmanager
+def breaking_off(path: str) -> Iterator[None]:
+    """No write of this process reaches beyond the end of the write-ahead log, as on a disk that fails."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(f"{path}-wal").st_size + 1000, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def work_on_a_failing_disk(path: str, answers: Any) -> None:
+    """Publish and settle over and over, every other time with a COMMIT that breaks off; answer with what was said."""
+    station = Station(path)
+    source = station.declare(QUEUE)
+    published: dict[str, str] = {}
+    settled: dict[str, str] = {}
+    for number in range(20):
+        broken = breaking_off(path) if number % 2 else nullcontext()
+        outcomes = station.outcomes(message(QUEUE, f"kept {number}"), message(QUEUE, f"settled {number}"))
+        assert set(outcomes.values()) == {None}
+        published |= dict.fromkeys(outcomes, "yes")
+        receiver = station.backend.receiver(source, 1000)
+        held = take(receiver, 1000, timeout=0.2)
+        with broken:
+            for id, error in station.outcomes(message(QUEUE, f"during {number}")).items():
+                published[id] = type(error).__name__ if error else "yes"
+            mine = [each for each in held if each.id.startswith("settled")]
+            receiver.settle([Done(each) for each in mine])
+            try:
+                receiver.flush(5.0)
+                settled |= {each.id: "yes" for each in mine}
+            except MqkitError as exc:
+                settled |= {each.id: type(exc).__name__ for each in mine}
+        receiver.close()
+    station.close()
+    answers.put((published, settled))

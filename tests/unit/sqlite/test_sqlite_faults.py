@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 import sqlite_programs
 from sqlite_station import QUEUE, Station, done, ids, message, take
 
-from mqkit.backends.base import Address
+from mqkit.backends.base import Address, Done
 from mqkit.backends.sqlite.errors import ERRORS, in_doubt, translate
 from mqkit.errors import Closed, ConfigError, Denied, MqkitError, PublishFailed, StoreDamaged, Unavailable
 
@@ -188,6 +189,47 @@ def test_a_foreign_lock_fails_publishes_for_certain(open_station: Callable[..., 
     assert type(outcomes["a"]) is PublishFailed
     assert not receiver.flush(5.0).refused  # what was staged stayed staged
     assert station.depth(QUEUE) == (0, 0, 0)
+
+
+def test_a_flush_says_in_time_that_it_carried_nothing_out(open_station: Callable[..., Station], path: Path) -> None:
+    station = open_station(busy=60.0)
+    receiver = station.receiver(QUEUE)
+    station.publish(QUEUE, "a")
+    held = take(receiver, 1)
+    foreign = sqlite3.connect(path, isolation_level=None)
+    foreign.execute("BEGIN IMMEDIATE")
+
+    receiver.settle([Done(held[0])])
+    with pytest.raises(Unavailable, match="nothing was carried out"):
+        receiver.flush(0.2)
+    foreign.execute("ROLLBACK")
+    foreign.close()
+
+    assert not receiver.flush(10.0).refused
+    assert station.depth(QUEUE) == (0, 0, 0)
+
+
+def test_a_commit_that_breaks_off_is_unknown_and_loses_nothing(
+    open_station: Callable[..., Station], path: Path
+) -> None:
+    answers = SPAWN.Queue()
+    worker = SPAWN.Process(target=sqlite_programs.work_on_a_failing_disk, args=(str(path), answers))
+    worker.start()
+    published, settled = answers.get(timeout=60.0)
+    worker.join()
+
+    assert {published[f"during {number}"] for number in range(0, 20, 2)} == {"yes"}
+    assert {published[f"during {number}"] for number in range(1, 20, 2)} == {"PublishUnknown"}
+    assert set(settled.values()) == {"yes", "Lost"}
+    left = Counter(ids(open_station().admin.browse(QUEUE, limit=1000)))
+    sent = {id for id, answer in published.items() if answer == "yes"}
+    gone = {id for id, answer in settled.items() if answer == "yes"}
+    assert sent - set(left) - {id for id in settled if id not in gone} == gone
+    assert set(left.values()) == {1}
+    assert set(left) <= set(published) - gone
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    db.close()
 
 
 def test_a_file_open_in_the_parent_is_refused_after_a_fork(open_station: Callable[..., Station], path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -19,6 +21,7 @@ from sqlite_programs import RESULTS
 from sqlite_station import KEYED, QUEUE, Station, done, ids, message, take
 
 from mqkit.backends.base import Address, Declaration, Done
+from mqkit.backends.sqlite.process import _stat, is_dead, this_process
 from mqkit.errors import LeaseLost
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -61,6 +64,93 @@ def test_what_a_killed_process_held_comes_back_as_lost(
         ("b", 1, 2, 1, 0),
         ("c", 1, 2, 1, 0),
     ]
+
+
+@pytest.mark.parametrize("buried", [True, False])  # or still a zombie, because nobody has asked how it ended
+def test_what_killed_processes_held_comes_back_long_before_their_leases_end(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess], buried: bool
+) -> None:
+    station = open_station(lease=600.0)
+    source = station.declare(QUEUE)
+    station.publish(QUEUE, *"abcdef")
+    held = [SPAWN.Event() for _ in range(3)]
+    holders = [start(sqlite_programs.hold, str(path), source, 2, each, {"lease": 600.0}) for each in held]
+    assert all(each.wait(20.0) for each in held)
+    receiver = station.receiver(QUEUE)
+    assert take(receiver, 1, timeout=2.5) == []  # they live
+
+    for holder in holders[:2]:
+        os.kill(holder.pid or 0, signal.SIGKILL)
+        if buried:
+            holder.join()
+    got = take(receiver, 4, timeout=10.0)
+
+    assert len(got) == 4
+    assert {each.lost for each in got} == {1}
+    assert station.depth(QUEUE) == (0, 6, 0)
+
+
+def test_a_keyed_group_that_is_never_idle_takes_over_early_too(
+    open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    station = open_station(lease=600.0)
+    source = station.declare(KEYED, keyed=True, order="key")
+    station.publish(KEYED, "a1", key="a")
+    holding = SPAWN.Event()
+    holder = start(sqlite_programs.hold, str(path), source, 1, holding, {"lease": 600.0})
+    assert holding.wait(20.0)
+    receiver = station.receiver(KEYED, keyed=True, order="key")
+    station.publish(KEYED, "a2", key="a")
+
+    holder.kill()
+    handled: list[str] = []
+    deadline = time.monotonic() + 20.0
+    while handled[-2:] != ["a1", "a2"] and time.monotonic() < deadline:
+        station.publish(KEYED, f"b{len(handled)}", key="b")
+        got = receiver.receive(10, 1.0).deliveries
+        handled += [each.id for each in got if each.key == "a"]
+        done(receiver, got)
+
+    assert handled == ["a1", "a2"]
+
+
+@pytest.mark.parametrize("shown", [["--mount-proc"], []])
+def test_a_living_process_of_another_container_keeps_its_lease(
+    open_station: Callable[..., Station], path: Path, shown: list[str]
+) -> None:
+    if subprocess.run(["unshare", "-p", "-f", "true"], capture_output=True).returncode:
+        pytest.skip("only root may make a namespace of process ids")
+    station = open_station()
+    receiver = station.receiver(QUEUE)
+    station.publish(QUEUE, "a")
+    code = f"import sqlite_programs; sqlite_programs.hold_until_killed({str(path)!r})"
+    command = ["unshare", "--kill-child", "-p", "-f", *shown, sys.executable, "-c", code]
+    holder = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "holding\n"
+
+    got = take(receiver, 1, timeout=3.0)
+
+    with sqlite3.connect(path) as db:
+        pids = {pid for (pid,) in db.execute("SELECT pid FROM mq_owner").fetchall()}
+    db.close()
+    holder.kill()
+    holder.communicate()
+    assert min(pids) < 10  # in there numbers begin anew: ours would be another process
+    assert got == []
+
+
+def test_only_a_process_that_certainly_ended_is_dead() -> None:
+    pid, started, namespace = this_process()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    assert started is not None
+    assert namespace is not None
+    assert not is_dead(pid, started)
+    assert not is_dead(1, _stat(1).started)
+    assert is_dead(pid, started - 1)  # another one had the number before
+    assert is_dead(ended.pid, started)
 
 
 def test_dying_alone_is_counted_apart(

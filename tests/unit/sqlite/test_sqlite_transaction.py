@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlite_station import QUEUE, Station, ids, message, take
 
+from mqkit import Bus, Queue
 from mqkit.backends.base import Address
 from mqkit.errors import CapabilityMissing, ConfigError, NotFound
 from mqkit.native import SqliteTransaction
@@ -83,3 +84,43 @@ def test_an_unknown_destination_writes_nothing(station: Station, db: sqlite3.Con
 def test_something_else_than_a_transaction_is_refused(station: Station) -> None:
     with pytest.raises(CapabilityMissing, match="SqliteTransaction"):
         station.backend.publish_within(object(), [message(QUEUE, "a")])
+
+
+def open_transaction(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("CREATE TABLE IF NOT EXISTS accounts(name TEXT)")
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("INSERT INTO accounts VALUES ('a')")
+    return db
+
+
+def test_a_bus_that_is_not_open_publishes_within_a_transaction_that_holds_the_file(path: Path) -> None:
+    emails = Queue("emails", str)
+    bus = Bus(f"sqlite:///{path}")
+    bus.declare(emails)
+    bus.close()
+
+    db = open_transaction(path)
+    bus = Bus(f"sqlite:///{path}?busy=60")  # waiting for the lock would take longer than the test may
+    bus.publish(emails, "Hello", native=SqliteTransaction(db))
+    db.execute("COMMIT")
+    db.close()
+
+    with bus.subscription(emails) as messages:
+        assert messages.receive(max=2, timeout=2.0)[0].payload == "Hello"
+    bus.close()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_a_transaction_keeps_from_being_created_is_refused_at_once(path: Path, prepared: bool) -> None:
+    if prepared:
+        with Bus(f"sqlite:///{path}") as earlier:
+            earlier.declare(Queue("another", str))
+    db, bus = open_transaction(path), Bus(f"sqlite:///{path}?busy=60")
+
+    with pytest.raises(ConfigError, match=r"declare.* before"):
+        bus.publish(Queue("emails", str), "Hello", native=SqliteTransaction(db))
+
+    assert db.in_transaction
+    db.close()
+    bus.close()

@@ -1,0 +1,187 @@
+"""
+Faults seeded into our own code, one at a time, to show that the torture would notice.
+
+Each is a function that spoils one thing in the process that calls it. A mutant that the torture lets live is a hole in the
+torture, not in mqkit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mqkit._consume import ConsumePump
+from mqkit._publish import PublishPump
+from mqkit.backends.base import Done
+from mqkit.errors import PublishUnknown
+
+EMBEDDED, NETWORK = "sqlite", "redis rabbitmq"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """
+    Attributes:
+        backends: Where the spoilt code runs, or where what it spoils can happen.
+        finding: The list of `Verdict` that must not stay empty.
+    """
+
+    infect: Callable[[], None]
+    backends: frozenset[str]
+    finding: str
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def infect(name: str) -> None:
+    """Spoil this process; nothing for the empty name."""
+    if name:
+        MUTANTS[name].infect()
+
+
+def mutant(finding: str, *backends: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def enter(infect: Callable[[], None]) -> Callable[[], None]:
+        MUTANTS[infect.__name__] = Mutant(infect, frozenset(" ".join(backends).split()), finding)
+        return infect
+
+    return enter
+
+
+def instead(cls: type, method: str, act: Callable[..., Any]) -> None:
+    """`act(original, self, *args)` runs in place of a method."""
+    original = getattr(cls, method)
+    setattr(cls, method, lambda self, *args, **named: act(original, self, *args, **named))
+
+
+# -- consuming ---------------------------------------------------------------------------------------------------------
+
+
+@mutant("lost", EMBEDDED, NETWORK)
+def acknowledges_before_the_handler() -> None:
+    def admit(original: Any, self: ConsumePump, receiver: Any, deliveries: Any) -> None:
+        original(self, receiver, deliveries)
+        receiver.settle([Done(received) for received in deliveries])
+
+    instead(ConsumePump, "_admit", admit)
+
+
+@mutant("lost", EMBEDDED, NETWORK)
+def acknowledges_what_failed() -> None:
+    instead(ConsumePump, "_failed", lambda original, self, delivery, error: (Done(delivery._received),))
+
+
+@mutant("lost", EMBEDDED, NETWORK)
+def acknowledges_what_it_gives_back_at_a_stop() -> None:
+    def give_back(original: Any, self: ConsumePump, *args: Any, **named: Any) -> Any:
+        return [Done(each.delivery) for each in original(self, *args, **named)]
+
+    instead(ConsumePump, "_give_back", give_back)
+
+
+@mutant("lost", EMBEDDED, NETWORK)
+def acknowledges_all_that_came_before() -> None:
+    def drain(original: Any, self: ConsumePump) -> Any:
+        before = [delivery._received for delivery in self._inflight.values()]
+        settlements = original(self)
+        if not settlements:
+            return settlements
+        latest = settlements[-1].delivery
+        older = before[: before.index(latest)] if latest in before else []
+        named = {id(each.delivery) for each in settlements}
+        return [*settlements, *(Done(received) for received in older if id(received) not in named)]
+
+    instead(ConsumePump, "_drain", drain)
+
+
+@mutant("lost", EMBEDDED, NETWORK)
+def swallows_one_delivery_in_a_hundred() -> None:
+    count = 0
+
+    def admit(original: Any, self: ConsumePump, receiver: Any, deliveries: Any) -> None:
+        nonlocal count
+        kept = []
+        for received in deliveries:
+            count += 1
+            if count % 100:
+                kept.append(received)
+        original(self, receiver, kept)
+
+    instead(ConsumePump, "_admit", admit)
+
+
+@mutant("unpaid", EMBEDDED, NETWORK)
+def forgets_what_a_handler_staged() -> None:
+    def complete(original: Any, self: ConsumePump, delivery: Any, ending: Any) -> Any:
+        return original(self, delivery, type(ending)((), ending.outcome, ending.error))
+
+    instead(ConsumePump, "_complete", complete)
+
+
+@mutant("doubled", EMBEDDED, NETWORK)
+def hides_that_a_message_was_handed_out_before() -> None:
+    def admit(original: Any, self: ConsumePump, receiver: Any, deliveries: Any) -> None:
+        for received in deliveries:
+            received.deliveries = 1
+        original(self, receiver, deliveries)
+
+    instead(ConsumePump, "_admit", admit)
+
+
+# -- publishing --------------------------------------------------------------------------------------------------------
+
+
+@mutant("lost", EMBEDDED, NETWORK)
+def confirms_what_is_only_on_its_way() -> None:
+    def submit(original: Any, self: PublishPump, publisher: Any, batch: Any) -> None:
+        original(self, publisher, batch)
+        for ticket in batch:
+            if not ticket.done():
+                ticket.resolve(None)
+
+    def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
+        self._inflight -= len(outcomes)
+
+    instead(PublishPump, "_submit", submit)
+    instead(PublishPump, "_answer", answer)
+
+
+@mutant("lost", NETWORK)
+def takes_unknown_for_stored() -> None:
+    def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
+        original(self, [(ticket, None if isinstance(error, PublishUnknown) else error) for ticket, error in outcomes])
+
+    instead(PublishPump, "_answer", answer)
+
+
+@mutant("doubled", NETWORK)
+def sends_unknown_messages_again_in_silence() -> None:
+    def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
+        known = []
+        for ticket, error in outcomes:
+            if isinstance(error, PublishUnknown) and not ticket.done():
+                self._inflight -= 1
+                ticket.requeue()
+                self._queue.append(ticket)
+            else:
+                known.append((ticket, error))
+        original(self, known)
+
+    instead(PublishPump, "_answer", answer)
+
+
+@mutant("doubled", EMBEDDED, NETWORK)
+def publishes_one_message_in_a_hundred_twice() -> None:
+    count = 0
+
+    def submit(original: Any, self: PublishPump, publisher: Any, batch: Any) -> None:
+        nonlocal count
+        count += 1
+        original(self, publisher, batch)
+        if count % 100 == 0:
+            extra = [message for message in (ticket.outgoing for ticket in batch) if message is not None]
+            self._inflight += len(extra)
+            publisher.submit(extra)
+
+    instead(PublishPump, "_submit", submit)

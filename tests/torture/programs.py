@@ -1,0 +1,116 @@
+"""
+The processes that are tortured: `python -m tests.torture.programs publish|consume URL JOURNAL ...`.
+
+An event is one line, appended by one system call, so the order of lines is that of events over all processes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+
+from mqkit import Bus, Delivery, Queue, Retry, fixed
+from mqkit.errors import MqkitError, PublishUnknown
+from tests.torture import mutants
+
+numbers = Queue("tortured", str)
+receipts = Queue("receipts", str)  # one is staged by each handler that succeeds
+
+AHEAD = 50  # messages a publisher has under way at once
+PACE = 0.002  # seconds between two of them: thousands are enough
+WORK = 0.003  # seconds a handler takes, so that faults meet handlers that run
+FLAKY = 0.05  # share of attempts that fail
+AGAIN = 0.2  # seconds before a message is sent again
+
+
+class Journal:
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def write(self, *words: object) -> None:
+        os.write(self._descriptor, (" ".join(map(str, words)) + "\n").encode())
+
+
+class Publisher:
+    """Sends numbered messages and each again, under its id, until the broker has confirmed it or the time is over."""
+
+    def __init__(self, bus: Bus, journal: Journal, until: float) -> None:
+        self._bus = bus
+        self._journal = journal
+        self._until = until
+        self._under_way: list[tuple[str, Future[str]]] = []
+        self._again: list[tuple[float, str]] = []
+
+    def run(self) -> None:
+        count = 0
+        while time.monotonic() < self._until:
+            if self._again and self._again[0][0] <= time.monotonic():
+                self._send(self._again.pop(0)[1])
+            else:
+                count += 1
+                self._send(f"{os.getpid()}-{count}")
+            self._collect(AHEAD)
+            time.sleep(PACE)
+        give_up = time.monotonic() + 20.0
+        while (self._again or self._under_way) and time.monotonic() < give_up:
+            for _, id in self._again:
+                self._send(id)
+            self._again.clear()
+            self._collect(0)
+
+    def _send(self, id: str) -> None:
+        self._journal.write("try", id)
+        try:
+            self._under_way.append((id, self._bus.publish_soon(numbers, id, id=id)))
+        except MqkitError:
+            self._journal.write("refused", id)
+            self._again.append((time.monotonic() + AGAIN, id))
+
+    def _collect(self, most: int) -> None:
+        """Note outcomes; wait for the oldest while more than `most` are under way."""
+        while self._under_way and (len(self._under_way) > most or self._under_way[0][1].done()):
+            id, future = self._under_way.pop(0)
+            try:
+                future.result(30.0)
+                self._journal.write("ok", id)
+                continue
+            except (PublishUnknown, TimeoutError):
+                self._journal.write("unknown", id)
+            except MqkitError:
+                self._journal.write("refused", id)
+            self._again.append((time.monotonic() + AGAIN, id))
+
+
+def publish(url: str, journal: Journal, seconds: str) -> None:
+    bus = Bus(url)
+    Publisher(bus, journal, time.monotonic() + float(seconds)).run()
+    with suppress(MqkitError):  # every outcome is in the journal already
+        bus.close()
+
+
+def consume(url: str, journal: Journal) -> None:
+    bus, chance = Bus(url), random.Random()
+
+    @bus.on(numbers, concurrency=4, retry=Retry(attempts=None, backoff=fixed(0.05), crashes=1000))
+    def handle(id: str, delivery: Delivery[str]) -> None:
+        time.sleep(WORK)
+        if chance.random() < FLAKY:
+            raise ConnectionError("the dependency is flaky")
+        delivery.publish(receipts, id)
+        journal.write("done", id, delivery.deliveries or 1)
+
+    @bus.on(receipts, concurrency=4, retry=Retry(attempts=None, crashes=1000))
+    def note(id: str) -> None:
+        journal.write("receipt", id)
+
+    bus.run(grace=5.0)
+
+
+if __name__ == "__main__":
+    program, url, path, *args = sys.argv[1:]
+    mutants.infect(os.environ.get("MQKIT_MUTANT", ""))
+    {"publish": publish, "consume": consume}[program](url, Journal(path), *args)
