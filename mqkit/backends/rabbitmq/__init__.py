@@ -1,4 +1,5 @@
-"""The RabbitMQ backend. Quorum queues, one topic exchange per topic, one ladder of waiting queues for every delay."""
+"""RabbitMQ: quorum queues, a topic exchange per topic, and one ladder of waiting queues for all delays."""
 
-pass
+from mqkit.backends.rabbitmq.backend import RabbitBackend
 
+__all__ = ["RabbitBackend"]
