@@ -1,0 +1,236 @@
+"""A broker as a process of our own: free loopback ports, everything else in a temporary folder, ended with the test run."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from mqkit.testing.brokers.errors import BrokerFailed
+from mqkit.testing.brokers.watchdog import Watchdog
+
+HOST = "127.0.0.1"
+POLL = 0.03  # seconds between two looks at whether it is ready
+STOP = 20.0  # seconds an orderly stop may take; RabbitMQ's takes 6
+
+ClientCertificates = Literal["optional", "required"]
+
+
+class BrokerProcess(abc.ABC):
+    """
+    One broker of this kind. `with RedisProcess() as redis:` starts it, and ends it with its data.
+
+    No state of the machine is read or changed: neither its configuration nor its data, ports or running brokers.
+
+    Args:
+        start_timeout: Seconds a start may take.
+    """
+
+    kind: str
+
+    def __init__(self, *, start_timeout: float) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"mqkit-{self.kind}-"))
+        self.start_timeout = start_timeout
+        self._log = self.folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog = Watchdog(["rm", "-rf", "--", str(self.folder)])
+        self._started_once = False
+        self._take_ports()
+
+    @property
+    @abc.abstractmethod
+    def url(self) -> str:
+        """Of its plain listener, with an account that may do everything."""
+        ...
+
+    @property
+    def running(self) -> bool:
+        """Frozen counts as running."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; its children are in the same process group."""
+        if self._process is None:
+            raise BrokerFailed(f"{self.kind} does not run; call start()")
+        return self._process.pid
+
+    def start(self) -> Self:
+        """
+        Start, and return when it answers clients. On a broker that runs nothing happens.
+
+        After `stop` or `kill` it comes back on the same ports with the same data.
+
+        Raises:
+            BrokerFailed: It ended, or did not answer within `start_timeout`; the message ends with its log.
+        """
+        if self.running:
+            return self
+        try:
+            self._start()
+        except BrokerFailed:
+            # The ports were free when they were chosen; somebody may have been quicker. Nobody knows the URL yet.
+            if self._started_once or not _address_in_use(self.log_tail()):
+                raise
+            self._take_ports()
+            self._start()
+        self._started_once = True
+        return self
+
+    def stop(self) -> None:
+        """SIGTERM: it may save and say goodbye. Killed if that takes more than 20 s."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, to all of its processes."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Stop in good order and start again, on the same ports with the same data."""
+        self.stop()
+        return self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, the system accepts new ones, and nothing is answered until `thaw`."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of what it printed since its last start."""
+        try:
+            with self._log.open(errors="replace") as log:
+                return "".join(deque(log, maxlen=lines)).rstrip("\n")
+        except FileNotFoundError:
+            return ""
+
+    def close(self) -> None:
+        """Kill it and delete its data. Safe to call twice."""
+        self.kill()
+        self._watchdog.close()  # whose last work is to remove the folder
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- what a kind of broker says ------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _take_ports(self) -> None:
+        """Choose new ports; called before the first start."""
+        ...
+
+    @abc.abstractmethod
+    def _start(self) -> None:
+        """Write the configuration and call `_spawn`."""
+        ...
+
+    @abc.abstractmethod
+    def _ready(self) -> bool:
+        """Whether it answers clients; takes at most a second or two."""
+        ...
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        deadline = time.monotonic() + self.start_timeout
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=environment,
+                start_new_session=True,
+            )
+        self._process = process
+        self._watchdog.watch(process.pid)
+        while not self._ready():
+            if _ended(process, POLL):
+                self.kill()
+                raise BrokerFailed(
+                    f"{self.kind} ended with status {process.returncode} while it started\n{self._report()}"
+                )
+            if time.monotonic() > deadline:
+                self.kill()
+                raise BrokerFailed(f"{self.kind} did not answer within {self.start_timeout:g} s\n{self._report()}")
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.running:
+            raise BrokerFailed(f"{self.kind} does not run and cannot get {number.name}\n{self._report()}")
+        os.killpg(self.pid, number)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)  # a frozen process hears SIGTERM only after this
+            if not _ended(process, STOP):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(STOP)
+        self._watchdog.forget(process.pid)
+
+    def _report(self) -> str:
+        return f"its log ends with:\n{self.log_tail(100) or '(nothing)'}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody uses now; all are held until the last one is chosen, so they differ."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def ask(host: str, port: int, question: bytes) -> bytes:
+    """The first bytes of the answer, or none if there is no answer within a second."""
+    try:
+        with socket.create_connection((host, port), 0.5) as connection:
+            connection.settimeout(1.0)
+            connection.sendall(question)
+            return connection.recv(64)
+    except OSError:
+        return b""
+
+
+def _ended(process: subprocess.Popen[bytes], within: float) -> bool:
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _address_in_use(log: str) -> bool:
+    return "eaddrinuse" in log or "address already in use" in log.lower()
