@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from mqkit.backends.rabbitmq.topology import Route
 from mqkit.errors import CapabilityMissing, NotFound
 
 _SPREADS = (4, 0)
+_pika_log = logging.getLogger("pika")
 
 
 class RabbitBackend:
@@ -29,6 +31,8 @@ class RabbitBackend:
 
     def __init__(self, url: Url, clock: Clock) -> None:
         options = parse_options(RabbitOptions, url)
+        if _pika_log.level == logging.NOTSET:  # whatever it warns of reaches the user as an error of ours
+            _pika_log.setLevel(logging.CRITICAL)
         self._server = Server.of(url, options)
         self._now = clock.now
         self._routes: dict[Address, Route] = {}  # of topics, learned from their declarations

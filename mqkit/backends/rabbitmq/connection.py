@@ -204,16 +204,14 @@ class Connection:
         if self._closing or os.getpid() != self._pid:
             return
         self._closing = True
-        wire = getattr(self, "_pika", None)
-        transport = getattr(wire, "_transport", None)
-        if wire is not None and self._closed_by is None and transport is not None:
+        transport = getattr(getattr(self, "_pika", None), "_transport", None)
+        if transport is not None and self._closed_by is None:
             with contextlib.suppress(OSError):  # it is gone already
                 transport._sock.shutdown(socket.SHUT_RDWR)
-            deadline = time.monotonic() + FAREWELL
-            while self._closed_by is None and time.monotonic() < deadline:
-                self._poll(0.05)
+            transport._sock.close()
         if self._closed_by is None:
             self._closed_by = Lost(f"{self.server}: the connection was closed here")
+        # pika is not told: nobody steps it any more, and it would log this as an error.
         with contextlib.suppress(OSError):
             self._loop.deactivate_poller()
         self._loop.close()

@@ -95,8 +95,7 @@ class Reader:
         came, self._came = self._came, []
         for method, properties, body in came:
             tag = method.delivery_tag
-            received = wire.received(self._address, -tag, properties, body, method.redelivered, True)
-            received.lost, received.deliveries = 0, None
+            received = wire.received(self._address, -tag, method, properties, body, counted=False)
             self.messages.append((tag, received))
 
 

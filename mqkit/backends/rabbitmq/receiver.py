@@ -163,7 +163,7 @@ class RabbitReceiver:
         while inbox and len(taken) < room:
             method, properties, body = inbox.popleft()
             tag = method.delivery_tag
-            received = wire.received(address, base + tag, properties, body, method.redelivered, counted)
+            received = wire.received(address, base + tag, method, properties, body, counted)
             if self._ordered and self._parked.holds(received):
                 self._parked.put(Waiting(tag, received))
                 continue

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 
+from mqkit._ids import new_id
 from mqkit.backends.base import Address, Outgoing, Received
 from mqkit.envelope import from_headers, to_headers
 from mqkit.errors import MessageTooLarge, MqkitError, Unencodable
@@ -18,6 +20,15 @@ COUNT = "x-delivery-count"
 _NATIVE = {"mq-type": "type", "mq-content-type": "content_type", "mq-correlation-id": "correlation_id", "mq-reply-to": "reply_to"}
 _PERSISTENT = 2
 _FRAME = 8  # bytes a frame takes around its content
+
+
+class Native(NamedTuple):
+    """What a client of AMQP would see beside the body; `Message.native`."""
+
+    exchange: str
+    routing_key: str
+    redelivered: bool
+    properties: pika.BasicProperties
 
 
 def properties(message: Outgoing, now: float) -> pika.BasicProperties:
@@ -75,10 +86,11 @@ def short_id(id: str) -> str:
 
 
 def received(
-    address: Address, handle: Any, properties: pika.BasicProperties, body: bytes, redelivered: bool, counted: bool
+    address: Address, handle: Any, method: Any, properties: pika.BasicProperties, body: bytes, counted: bool
 ) -> Received:
     """
     Args:
+        method: pika's Basic.Deliver.
         counted: The queue counts hand-outs: a quorum queue. They are returns of any kind, hence too high for deaths.
     """
     table: Mapping[str, Any] = properties.headers or {}
@@ -89,11 +101,11 @@ def received(
             texts[name] = value
     key, expires, long_id = texts.pop(KEY, None), texts.pop(EXPIRES, None), texts.pop(ID, None)
     envelope, headers = from_headers(texts)
-    returns = table.get(COUNT, 0) if counted else int(redelivered)
+    returns = table.get(COUNT, 0) if counted else 0
     return Received(
         handle,
         address,
-        long_id or properties.message_id or "",
+        long_id or properties.message_id or new_id(time.time()),
         body,
         key,
         headers,
@@ -106,7 +118,7 @@ def received(
         _number(expires),
         properties.priority or 0,
         None,
-        properties,
+        Native(method.exchange, method.routing_key, method.redelivered, properties),
     )
 
 
