@@ -444,7 +444,7 @@ class Broker:
         elif address.kind == "broadcast":
             self.broadcasts.pop(address.name, None)
         else:
-            if address.kind == "topic" and address.name in self.topics:
+            if address.kind == "topic" and not address.dead and address.name in self.topics:
                 self.topics[address.name].groups.pop(address.group, None)
             self._drop(address)
 
@@ -611,6 +611,8 @@ class MemoryReceiver:
             stored.since,
             stored.expires_at,
             message.priority,
+            None,
+            stored.seq,
         )
 
     def _carry_out(self) -> Sequence[tuple[Received, MqkitError]]:
@@ -724,6 +726,7 @@ class MemoryAdmin:
                     one.deliveries,
                     expires_at=one.expires_at,
                     priority=one.message.priority,
+                    native=one.seq,
                 )
                 for one in stored[:limit]
             ]

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from mqkit import Bus, Delivery, Message, Queue, TimedOut, Topic
 from mqkit.errors import BlockingCall, BufferFull, Closed, ConfigError, MessageTooLarge, Unencodable
@@ -29,13 +30,18 @@ def block(bus: Bus) -> threading.Lock:
 
 
 def bodies(bus: Bus) -> list[str]:
+    """What waits in the queue, taken until nothing is left."""
+    found: list[str] = []
     with bus.subscription(emails) as messages:
-        found = []
-        while taken := messages.receive(max=1000, timeout=0.2):
-            for delivery in taken:
+
+        def nothing_left() -> bool:
+            for delivery in messages.receive(max=1000, timeout=0.01):
                 found.append(delivery.payload)
                 delivery.ack()
-        return found
+            return all(depth.ready + depth.inflight == 0 for depth in bus._opened_backend().admin().describe())
+
+        until(nothing_left)
+    return found
 
 
 def test_making_a_bus_reads_nothing_and_starts_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -84,8 +90,7 @@ def test_a_publish_that_times_out_before_it_was_handed_over_is_not_sent():
     lock = block(bus)
     try:
         bus.publish_soon(emails, "first")  # the pump is stuck with this one
-        while bus.publish_pump._inflight == 0:
-            pass
+        until(lambda: bus.publish_pump._inflight)
         with pytest.raises(TimedOut, match="not sent"):
             bus.publish(emails, "second", timeout=0.05)
     finally:
@@ -123,8 +128,7 @@ def overflowing(overflow: str) -> tuple[Bus, threading.Lock]:
     bus.declare(emails)
     lock = block(bus)
     bus.publish_soon(emails, "0")
-    while bus.publish_pump._inflight == 0:
-        pass
+    until(lambda: bus.publish_pump._inflight)
     for number in range(1, 5):
         bus.publish_soon(emails, str(number))
     return bus, lock
@@ -310,11 +314,9 @@ def test_a_stuck_def_handler_is_reported_and_fails_when_it_ends():
     bus.publish(emails, "x")
     with bus.worker() as worker:
         assert started.wait(5)
-        while not any("past their timeout" in reason for reason in bus.health().reasons):
-            pass
+        until(lambda: any("past their timeout" in reason for reason in bus.health().reasons))
         release.set()
-        while worker.consumers[0].counts.retried == 0:
-            pass
+        until(lambda: worker.consumers[0].counts.retried)
     bus.close()
 
 

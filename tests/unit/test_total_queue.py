@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from mqkit import Batch, Bus, Delivery, Queue, Reject, Retry, RetryLater, fixed
 
@@ -29,12 +30,14 @@ class Ledger:
         self._running: Counter[str] = Counter()
         self.done: dict[str, list[int]] = defaultdict(list)
         self.overlaps = 0
+        self.worked = 0
 
     def work(self, event: dict) -> None:
         with self._lock:
             self._running[event["key"]] += 1
             self.overlaps += self._running[event["key"]] > 1
             luck = self._chance.random()
+            self.worked += 1
         try:
             if luck < 0.20:
                 raise ConnectionError("flaky")
@@ -66,8 +69,9 @@ def test_nothing_is_lost_doubled_or_overtaken_while_workers_come_and_go(url: str
 
     for _ in range(200):
         with bus.worker(grace=1.0) as worker:
-            goal = threading.Event()
-            goal.wait(0.1)  # how long this worker lives: it is stopped in the middle of its work
+            # It is stopped in the middle of its work.
+            goal = ledger.worked + COUNT // 10
+            until(lambda goal=goal: ledger.worked >= goal or waiting(bus) == 0)
         if not worker.busy and waiting(bus) == 0:
             break
 

@@ -53,7 +53,7 @@ class SqliteAdmin:
 
     @_typed
     def declare(self, declarations: Sequence[Declaration]) -> None:
-        if not all(_exists(self._db, each) and not _is_undecided(self._db, each) for each in declarations):
+        if not all(_stands(self._db, each) for each in declarations):
             self._committer.run(lambda tx: _declare_all(tx, declarations))
 
     @_typed
@@ -235,6 +235,22 @@ def _exists(db: sqlite3.Connection, declaration: Declaration) -> bool:
     return group is not None
 
 
+def _is_source(address: Address) -> bool:
+    """Can a group of consumers receive from it?"""
+    return address.dead or address.kind == "queue" or (address.kind == "topic" and bool(address.group))
+
+
+def _exists_dead(db: sqlite3.Connection, address: Address) -> bool:
+    """Are the dead letters there that belong to it, if any do? Somebody may have deleted them alone."""
+    return address.dead or not _is_source(address) or _exists(db, Declaration(address.dead_letters))
+
+
+def _stands(db: sqlite3.Connection, declaration: Declaration) -> bool:
+    """Is nothing left to create or to decide?"""
+    exists = _exists(db, declaration) and not _is_undecided(db, declaration)
+    return exists and _exists_dead(db, declaration.address)
+
+
 def _compare(address: Address, option: str, have: object, want: object) -> None:
     if have != want:
         raise TopologyMismatch(f"{address} exists with {option}={have!r}, and {option}={want!r} is declared")
@@ -264,14 +280,13 @@ def _declare(tx: Transaction, declaration: Declaration) -> None:
     address = declaration.address
     if _exists(tx.db, declaration):
         _decide(tx.db, declaration)
-        return
-    if declaration.order == "key" and declaration.priorities:
-        raise ConfigError(f"{address}: order='key' and priorities do not go together")
-    destination = _create_destination(tx.db, declaration)
-    if address.kind == "broadcast" or (address.kind == "topic" and not address.group and not address.dead):
-        return
-    _create_group(tx, declaration, destination)
-    if not address.dead:
+    else:
+        if declaration.order == "key" and declaration.priorities:
+            raise ConfigError(f"{address}: order='key' and priorities do not go together")
+        destination = _create_destination(tx.db, declaration)
+        if _is_source(address):
+            _create_group(tx, declaration, destination)
+    if not _exists_dead(tx.db, address):
         _declare(tx, Declaration(address.dead_letters))
 
 

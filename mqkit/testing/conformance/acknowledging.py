@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 
 from mqkit import Delivery, Queue, Reject, Retry, RetryLater, fixed
+from mqkit.backends.base import Done, Settlement
+from mqkit.errors import LeaseLost
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import drain
 from mqkit.testing.conformance.harness import Harness
@@ -419,6 +421,35 @@ class TestAcknowledging:
 
         assert Counter(seen) == Counter(range(30))
         assert len([line for line in process.lines() if line.startswith("begin")]) == 1
+
+    @case("C.20")
+    def test_an_acknowledgement_that_fails_is_counted_and_its_message_comes_again(self, harness: Harness) -> None:
+        numbers, second = Queue(harness.unique("numbers"), int), harness.bus()
+        first, faults = harness.faulty_bus()
+        handled: list[int] = []
+        again: list[tuple[int, int]] = []
+        first.on(numbers)(handled.append)
+
+        @second.on(numbers)
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            again.append((number, delivery.attempt))
+
+        def refuse(settlement: Settlement) -> LeaseLost | None:
+            number = int(settlement.delivery.body)
+            return LeaseLost(f"{number} is not yours") if isinstance(settlement, Done) and number % 5 == 0 else None
+
+        faults.settle = refuse
+        first.publish_many(numbers, range(20))
+        with first.worker() as worker:
+            [consumer] = worker.consumers
+            harness.wait(lambda: consumer.counts.stale == 4)
+            harness.wait(lambda: len(handled) == 20)
+        with second.worker():
+            harness.wait_empty(numbers)
+
+        assert sorted(handled) == list(range(20))
+        assert sorted(again) == [(0, 1), (5, 1), (10, 1), (15, 1)]
+        assert second.dead_letters(numbers).list() == []
 
 
 def settle(delivery: Delivery[Any], how: str) -> None:

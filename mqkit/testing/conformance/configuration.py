@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from mqkit import Batch, Broadcast, Bus, Delivery, Queue, Reject, Retry, Topic, errors, exponential, fixed
-from mqkit.errors import CapabilityMissing, ConfigError, MqkitError, NotFound, TopologyMismatch
+from mqkit.errors import CapabilityMissing, ConfigError, Denied, ExtraMissing, MqkitError, NotFound, TopologyMismatch
 from mqkit.subscription import Subscription
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import drain
@@ -48,14 +50,23 @@ class TestConfiguration:
         assert buses[0].publish(topic, "after")
 
     @pytest.mark.slow
-    @case("K.16", needs=("processes",))
-    def test_processes_that_start_together_declare_the_same_things(self, harness: Harness) -> None:
-        stem = harness.unique("together")
+    @case("K.01", needs=("processes",))
+    def test_ten_processes_that_start_at_once_declare_the_same_things_twice(
+        self, harness: Harness, tmp_path: Path
+    ) -> None:
+        stem, go = harness.unique("together"), tmp_path / "go"
 
-        processes = [harness.consumer("declare_everything", stem) for _ in range(6)]
+        processes = [harness.consumer("declare_everything", stem, str(go)) for _ in range(10)]
+        for process in processes:
+            process.wait_line("ready", within=60.0)
+        go.touch()
 
-        assert [process.wait(60.0) for process in processes] == [0] * 6
-        assert [process.lines() for process in processes] == [["declared"]] * 6
+        assert [process.wait(60.0) for process in processes] == [0] * 10
+        assert [process.lines() for process in processes] == [["ready", "declared", "declared"]] * 10
+        addresses = [str(depth.address) for depth in harness.describe() if depth.address.name.startswith(stem)]
+        assert sorted(addresses) == sorted(
+            [f"{stem}-{name}{dead}" for name in ("q", "k", "t/a", "t/b") for dead in ("", " (dead letters)")]
+        )
 
     @case("K.02")
     def test_what_does_not_exist_is_not_found_at_its_use(self, harness: Harness) -> None:
@@ -228,6 +239,55 @@ class TestConfiguration:
             (b'{"id":2,"price":20}', "ConnectionError after 2 attempts: the bank is closed"),
         ]
 
+    @case("K.10", needs=("transaction",))
+    def test_a_publish_in_the_users_own_transaction_is_sent_when_that_commits_and_never_when_it_does_not(
+        self, harness: Harness
+    ) -> None:
+        words, orders = Queue(harness.unique("words"), str), Topic(harness.unique("orders"), str, groups=["billing"])
+        bus = harness.bus()
+        bus.open()
+        bus.declare(words, orders)
+
+        with harness.transaction() as native:
+            id = bus.publish(words, "committed", headers={"colour": "red"}, native=native)
+            bus.publish(orders, "committed", native=native)
+            before = harness.depth(words).ready, harness.depth(orders, "billing").ready
+        with pytest.raises(KeyError), harness.transaction() as native:
+            bus.publish(words, "rolled back", native=native)
+            raise KeyError
+
+        assert before == (0, 0)
+        with bus.subscription(words) as messages, bus.subscription(orders, group="billing") as group:
+            [word], [order] = harness.take(messages, 1), harness.take(group, 1)
+            assert messages.receive(timeout=0.2) == []
+        assert (word.id, word.payload, word.headers) == (id, "committed", {"colour": "red"})
+        assert order.payload == "committed"
+
+    @case("K.10", needs=("find_native",))
+    def test_a_delivery_leads_a_native_client_to_its_message(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        for number in range(5):
+            bus.publish(words, f"word {number}")
+
+        with bus.subscription(words) as messages:
+            waiting = {delivery.payload: delivery.message.native for delivery in harness.take(messages, 5)}
+
+        found = {word: harness.find_native(words, native) for word, native in waiting.items()}
+        assert found == {f"word {number}": f'"word {number}"'.encode() for number in range(5)}
+
+    @case("K.10")
+    def test_a_native_option_of_another_system_is_refused_and_nothing_is_sent(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        bus.open()
+        bus.declare(words)
+
+        with pytest.raises(CapabilityMissing, match=harness.capabilities.name):
+            bus.publish(words, "no", native=object())
+        with pytest.raises(ConfigError, match="native"):
+            Queue(harness.unique("words"), str, native=object())
+
+        assert harness.depth(words).ready == 0
+
     @case("K.11")
     def test_errors_have_the_same_class_and_the_same_advice_everywhere(self, harness: Harness) -> None:
         queue, words, closed = Queue(harness.unique("queue"), str), Queue(harness.unique("w"), str), harness.bus()
@@ -253,6 +313,36 @@ class TestConfiguration:
 
         assert harness.depth(queue).ready == 1
 
+    @case("K.12", needs=("denied_url",))
+    def test_a_client_that_is_refused_is_told_so_at_once_and_does_not_try_for_ever(self, harness: Harness) -> None:
+        self.refused(harness.bus(harness.denied_url()), Queue(harness.unique("words"), str))
+
+    @case("K.12", needs=("untrusted_url",))
+    def test_a_server_that_cannot_be_trusted_is_refused_and_no_message_goes_there(self, harness: Harness) -> None:
+        self.refused(harness.bus(harness.untrusted_url()), Queue(harness.unique("words"), str))
+
+    def refused(self, bus: Bus, words: Queue[str]) -> None:
+        """Every verb of this bus says `Denied`, long before its time is over."""
+        bus.on(words)(print)
+        verbs: list[Callable[[], object]] = [
+            lambda: bus.open(timeout=60.0),
+            lambda: bus.publish(words, "no", timeout=60.0),
+            lambda: bus.publish_soon(words, "no").result(60.0),
+            lambda: enter_worker(bus),
+            lambda: bus.dead_letters(words).list(),
+        ]
+
+        began = time.monotonic()
+        for verb in verbs:
+            with pytest.raises(Denied) as found:
+                verb()
+            assert not found.value.retryable
+        took = time.monotonic() - began
+        health = bus.health()
+
+        assert took < 20.0
+        assert (health.ready, bool(health.reasons)) == (False, True)
+
     @case("K.13", needs=("broadcast",))
     def test_a_listener_chooses_keys_by_pattern(self, harness: Harness) -> None:
         ticks, bus = Broadcast(harness.unique("ticks"), int), harness.bus()
@@ -266,6 +356,37 @@ class TestConfiguration:
 
         heard = {pattern: hear(listener) for pattern, listener in listeners.items()}
         assert heard == patterns
+
+    @case("K.14")
+    def test_a_backend_whose_driver_is_not_installed_says_what_to_install(
+        self, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scheme = harness.unique("absent")
+        package = scheme.replace("-", "_")
+        (tmp_path / f"{package}.py").write_text("import a_driver_nobody_has")
+        (tmp_path / f"{package}-1.0.dist-info").mkdir()
+        (tmp_path / f"{package}-1.0.dist-info" / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n")
+        (tmp_path / f"{package}-1.0.dist-info" / "entry_points.txt").write_text(
+            f"[mqkit.backends]\n{scheme} = {package}:Backend\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        bus = harness.bus(f"{scheme}://host")
+
+        for act in (bus.open, lambda: bus.publish(Queue("words", str), "no"), lambda: bus.declare(Queue("words", str))):
+            with pytest.raises(ExtraMissing) as found:
+                act()
+            assert re.search(rf"'a_driver_nobody_has'.*pip install 'mqkit\[{scheme}\]'", str(found.value))
+            assert isinstance(found.value.__cause__, ModuleNotFoundError)
+
+    @case("K.14", needs=("driver",))
+    def test_without_its_driver_this_backend_names_the_extra(self, harness: Harness) -> None:
+        module, extra = harness.driver()
+
+        process = harness.consumer("open_without", module)
+
+        assert process.wait() == 0
+        [said] = process.lines()
+        assert re.search(rf"^ExtraMissing .*{module}.*pip install 'mqkit\[{extra}\]'", said)
 
     @case("K.15")
     def test_a_secret_in_the_url_is_never_shown(self, harness: Harness, caplog: pytest.LogCaptureFixture) -> None:

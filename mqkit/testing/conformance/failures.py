@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,14 +11,32 @@ from typing import Any
 
 import pytest
 
-from mqkit import Ack, Bus, DeadLetter, Delivery, Handlers, Queue, Reject, Retry, RetryLater, Topic, fixed, linear
+from mqkit import (
+    Ack,
+    Bus,
+    DeadLetter,
+    Delivery,
+    Handlers,
+    Message,
+    Queue,
+    Reject,
+    Retry,
+    RetryLater,
+    Topic,
+    fixed,
+    linear,
+)
+from mqkit.backends.base import Done, Outgoing, Settlement
 from mqkit.codecs import RAW
+from mqkit.errors import NotFound, PublishFailed, Unavailable
 from mqkit.testing import Trace, run_until_idle
 from mqkit.testing.conformance.cases import case
+from mqkit.testing.conformance.faults import accept
 from mqkit.testing.conformance.harness import Harness
 from mqkit.testing.conformance.ordering import short_lease
 
 FOUR_KIB = 4096
+JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True)
@@ -202,31 +221,81 @@ class TestFailures:
         assert len(dead.reason.encode()) < FOUR_KIB
         assert before - 5 < dead.died_at < time.time() + 5
 
+    @case("F.08")
+    def test_a_message_whose_dead_letter_cannot_be_written_stays_until_it_can(self, harness: Harness) -> None:
+        numbers = Queue(harness.unique("numbers"), int)
+        bus, faults = harness.faulty_bus()
+        letters = bus.dead_letters(numbers)
+        tries: list[int] = []
+        done: list[int] = []
+
+        @bus.on(numbers, retry=Retry(attempts=2, backoff=fixed(0.02)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            if number == 3:
+                tries.append(delivery.attempt)
+                raise ValueError("no")
+            done.append(number)
+
+        faults.publish, faults.settle = refuse_dead_message, refuse_dead_copy
+        bus.publish_many(numbers, range(10))
+        with bus.worker():
+            harness.wait(lambda: len(tries) >= 4)  # the last attempt begins again as long as its end cannot be noted
+            harness.wait(lambda: left(harness, numbers) == 1)
+            meanwhile = letters.list()
+            faults.publish = faults.settle = accept
+            [dead] = harness.wait(letters.list)
+            harness.wait_empty(numbers)
+
+        assert meanwhile == []
+        assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+        assert tries[:4] == [1, 2, 2, 2]
+        assert (dead.message.body, dead.attempts, dead.error_type) == (b"3", 2, "ValueError")
+
     @case("F.09")
-    def test_dead_letters_moved_to_a_queue_are_consumed_there_and_die_there(self, harness: Harness) -> None:
+    def test_dead_letters_moved_to_a_queue_are_consumed_there_and_die_there_once(self, harness: Harness) -> None:
         numbers, hospital = Queue(harness.unique("numbers"), int), Queue(harness.unique("hospital"), int)
         bus = harness.bus()
-        seen: list[int] = []
+        seen: list[tuple[int, int, str | None, str]] = []
 
         @bus.on(numbers, retry=Retry(attempts=1))
         def handle(number: int) -> None:
             raise ValueError("no")
 
-        @bus.on(hospital, retry=Retry(attempts=1))
-        def treat(number: int) -> None:
-            seen.append(number)
-            raise ValueError("no cure")
+        @bus.on(hospital, retry=Retry(attempts=2, backoff=fixed(0.02)))
+        def treat(number: int, delivery: Delivery[int]) -> None:
+            seen.append((number, delivery.attempt, delivery.key, delivery.headers["n"]))
+            raise ConnectionError("no cure")
 
-        bus.publish_many(numbers, range(3))
-        drain(harness, bus)
+        ids = [bus.publish(numbers, n, key=f"key {n}", headers={"n": str(n)}) for n in range(3)]
+        first = drain(harness, bus)
 
         moved = bus.dead_letters(numbers).replay(to=hospital)
-        drain(harness, bus)
+        second = drain(harness, bus)
 
         assert moved == 3
-        assert sorted(seen) == [0, 1, 2]
+        assert [one.outcome for one in first] == ["dead"] * 3
+        assert sorted(seen) == [(n, attempt, f"key {n}", str(n)) for n in range(3) for attempt in (1, 2)]
+        # Its own failures neither go round nor back to where it came from.
+        assert Counter(one.outcome for one in second) == {"retry": 3, "dead": 3}
+        assert second.of(numbers.name) == []
         assert bus.dead_letters(numbers).list() == []
-        assert bodies(bus.dead_letters(hospital).list()) == [b"0", b"1", b"2"]
+        died = {dead.id: (dead.message.body, dead.reason, dead.attempts) for dead in bus.dead_letters(hospital).list()}
+        assert died == {
+            id: (str(n).encode(), "ConnectionError after 2 attempts: no cure", 2) for n, id in enumerate(ids)
+        }
+
+    @case("F.09")
+    def test_dead_letters_moved_to_a_topic_reach_each_of_its_groups(self, harness: Harness) -> None:
+        numbers, bus = dead_numbers(harness, 3)
+        events = Topic(harness.unique("events"), int, groups=["one", "two"])
+        seen: dict[str, list[int]] = {"one": [], "two": []}
+        for group, found in seen.items():
+            bus.on(events, group=group)(found.append)
+
+        bus.dead_letters(numbers).replay(to=events)
+        drain(harness, bus)
+
+        assert {group: sorted(found) for group, found in seen.items()} == {"one": [0, 1, 2], "two": [0, 1, 2]}
 
     @case("F.10")
     def test_replay_hands_one_some_or_all_out_again_as_they_were_published(self, harness: Harness) -> None:
@@ -318,38 +387,101 @@ class TestFailures:
     def test_dead_letters_are_corrected_discarded_and_purged(self, harness: Harness) -> None:
         numbers, bus = dead_numbers(harness, 6)
         letters = bus.dead_letters(numbers)
-        first, second, *_ = letters.list()
+        first, second, *others = letters.list()
 
-        bus.publish(numbers, 100, id=first.id)
+        corrected = Message(id=first.id, body=b"100", key="k", headers={"corrected": "yes"}, content_type=JSON_TYPE)
+        bus.forward(numbers, corrected)
         counts = [letters.purge([first.id]), letters.purge(where=lambda letter: letter.id == second.id)]
+        left = [letter.id for letter in letters.list()]
         counts += [letters.purge(["no such id"]), letters.purge(), letters.purge()]
 
         assert counts == [1, 1, 0, 4, 0]
+        assert left == [letter.id for letter in others]
         assert letters.list() == []
-        assert [(one.id, one.payload) for one in take_all(bus, numbers)] == [(first.id, 100)]
+        assert [(one.id, one.payload, one.key, one.headers, one.attempt) for one in take_all(bus, numbers)] == [
+            (first.id, 100, "k", {"corrected": "yes"}, 1)
+        ]
 
+    @case("F.14", needs=("ttl",))
+    def test_a_dead_letter_stays_when_the_time_of_its_message_is_over_and_can_be_replayed(
+        self, harness: Harness
+    ) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        letters = bus.dead_letters(numbers)
+        with bus.subscription(numbers) as messages:
+            bus.publish(numbers, 7, ttl=1.0)
+            over = time.monotonic() + 1.2
+            [delivery] = harness.take(messages, 1)
+            delivery.reject("for the test")
+            harness.wait(letters.list)
+        harness.wait(lambda: time.monotonic() > over)
+
+        [dead] = letters.list()
+        replayed = letters.replay()
+
+        assert (dead.reason, replayed) == ("for the test", 1)
+        assert [one.payload for one in take_all(bus, numbers)] == [7]
+
+    @pytest.mark.parametrize("when", ["before", "after", "while it fails"])
     @case("F.15")
-    def test_a_middleware_that_raises_fails_the_attempt_and_the_consumer_lives(self, harness: Harness) -> None:
+    def test_a_middleware_that_raises_fails_the_attempt_and_the_consumer_lives(
+        self, harness: Harness, when: str
+    ) -> None:
         numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
         done: list[int] = []
 
         @bus.wrap
         @contextmanager
         def commit(delivery: Delivery[int]) -> Iterator[None]:
-            yield
-            if delivery.payload == 1 and delivery.attempt == 1:
-                raise ConnectionError("the commit failed")
+            broken = delivery.payload == 1 or (delivery.payload == 2 and delivery.attempt == 1)
+            if broken and when == "before":
+                raise ConnectionError("the hook failed")
+            try:
+                yield
+            except ValueError as error:
+                raise ConnectionError("the hook failed") from error
+            if broken and when == "after":
+                raise ConnectionError("the hook failed")
             done.append(delivery.payload)
 
-        @bus.on(numbers, retry=Retry(attempts=2, backoff=fixed(0.02)))
-        def handle(number: int) -> None: ...
+        @bus.on(numbers, concurrency=2, retry=Retry(attempts=2, backoff=fixed(0.02), never=(ValueError,)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            if when == "while it fails" and (number == 1 or (number == 2 and delivery.attempt == 1)):
+                raise ValueError("the handler failed")
 
-        ids = bus.publish_many(numbers, range(4))
+        ids = bus.publish_many(numbers, range(6))
+
+        trace = drain(harness, bus)
+
+        assert sorted(done) == [0, 2, 3, 4, 5]
+        outcomes = [[(one.outcome, str(one.error)) for one in trace if one.message_id == id] for id in ids]
+        assert outcomes[1] == [("retry", "the hook failed"), ("dead", "the hook failed")]
+        assert outcomes[2] == [("retry", "the hook failed"), ("done", "None")]
+        [dead] = bus.dead_letters(numbers).list()
+        assert (dead.id, dead.reason) == (ids[1], "ConnectionError after 2 attempts: the hook failed")
+
+    @case("F.15")
+    def test_a_filter_that_raises_fails_the_attempt_and_the_consumer_lives(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        done: list[int] = []
+        asked: list[str] = []
+
+        def choose(message: Message) -> bool:
+            asked.append(message.id)
+            if asked.count(message.id) == 1:
+                raise ConnectionError("the filter failed")
+            return True
+
+        bus.on(numbers, where=choose, retry=Retry(attempts=2, backoff=fixed(0.02)))(done.append)
+        bus.publish_many(numbers, range(4))
 
         trace = drain(harness, bus)
 
         assert sorted(done) == [0, 1, 2, 3]
-        assert [one.outcome for one in trace if one.message_id == ids[1]] == ["retry", "done"]
+        assert Counter((one.outcome, str(one.error)) for one in trace) == {
+            ("retry", "the filter failed"): 4,
+            ("done", "None"): 4,
+        }
 
     @case("F.16")
     def test_what_a_failed_attempt_staged_is_not_sent_and_what_it_published_is(self, harness: Harness) -> None:
@@ -419,6 +551,26 @@ class TestFailures:
         assert attempts == [(0, 1), (1, 2), (2, 3)]
         assert [dead.attempts for dead in buses[0].dead_letters(words).list()] == [3]
 
+    @pytest.mark.slow
+    @case("F.18", needs=("survives_process", "processes"))
+    def test_attempts_are_counted_over_processes_each_of_which_is_killed_after_one(self, harness: Harness) -> None:
+        words, bus = Queue(harness.unique("words"), str), harness.bus()
+        bus.publish(words, "flaky")
+        letters = bus.dead_letters(words)
+        processes = []
+
+        for attempt in (1, 2, 3):
+            processes.append(harness.consumer("fail_and_wait", words.name, url=short_lease(harness)))
+            processes[-1].wait_line("attempt")
+            if attempt < 3:  # the failure is noted when the message waits for its retry
+                harness.wait(lambda: harness.depth(words).delayed)
+            else:
+                harness.wait(letters.list)
+            processes[-1].kill()
+
+        assert [process.lines() for process in processes] == [["attempt 1"], ["attempt 2"], ["attempt 3"]]
+        assert [(dead.attempts, dead.error_type) for dead in letters.list()] == [(3, "ConnectionError")]
+
     @case("F.19")
     def test_no_limit_of_the_broker_ends_a_message_before_its_policy_does(self, harness: Harness) -> None:
         words, bus = Queue(harness.unique("words"), str), harness.bus()
@@ -475,6 +627,59 @@ class TestFailures:
             assert [(one.attempt, one.outcome) for one in trace.of(queue.name)] == [(1, "retry"), (2, "dead")]
             assert [dead.error_type for dead in bus.dead_letters(queue).list()] == ["ValueError"]
         assert seen_by_watch == [(outside.name, "bad")] * 2
+
+    @case("F.24")
+    def test_dead_letters_that_are_deleted_while_they_are_needed_are_made_again(self, harness: Harness) -> None:
+        orders, bus = Topic(harness.unique("orders"), int, groups=["billing"]), harness.bus()
+        seen: list[int] = []
+
+        @bus.on(orders, group="billing")
+        def handle(number: int) -> None:
+            seen.append(number)
+            raise Reject(f"number {number}")
+
+        def dead() -> int:
+            return harness.depth(orders, "billing", dead=True).ready
+
+        with bus.worker():
+            bus.publish(orders, 1)
+            harness.wait(lambda: dead() == 1)
+            harness.delete(orders, "billing", dead=True)
+            gone = [depth for depth in harness.describe() if depth.address.dead and depth.address.name == orders.name]
+            bus.publish(orders, 2)
+            harness.wait(lambda: dead() == 1)
+            harness.wait_empty(orders, "billing")
+
+        assert gone == []
+        assert seen[:2] == [1, 2]
+        letters = bus.dead_letters(orders, group="billing").list()
+        assert [(letter.message.body, letter.reason, letter.attempts) for letter in letters] == [(b"2", "number 2", 1)]
+
+    @case("F.24")
+    def test_a_bus_that_may_not_make_dead_letters_keeps_the_original_until_they_are_there(
+        self, harness: Harness
+    ) -> None:
+        numbers, bus, owner = Queue(harness.unique("numbers"), int), harness.bus(declare="never"), harness.bus()
+        owner.declare(numbers)
+        tries: list[int] = []
+
+        @bus.on(numbers, retry=Retry(attempts=1))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            tries.append(delivery.attempt)
+            raise ValueError("no")
+
+        harness.delete(numbers, dead=True)
+        owner.publish(numbers, 7)
+        with bus.worker():
+            harness.wait(lambda: len(tries) >= 2)
+            with pytest.raises(NotFound, match=numbers.name):
+                bus.dead_letters(numbers).list()
+            harness.bus().declare(numbers)
+            harness.wait(lambda: harness.depth(numbers, dead=True).ready == 1)
+            harness.wait_empty(numbers)
+
+        assert set(tries) == {1}
+        assert [dead.message.body for dead in owner.dead_letters(numbers).list()] == [b"7"]
 
     @case("F.25")
     def test_one_retry_policy_gives_the_same_trace_everywhere(self, harness: Harness) -> None:
@@ -573,6 +778,17 @@ def drain(harness: Harness, *buses: Bus) -> Trace:
     return run_until_idle(*buses, timeout=20.0 * harness.scale)
 
 
+def refuse_dead_message(message: Outgoing) -> PublishFailed | None:
+    """A system that takes no dead letters, where they are published."""
+    return PublishFailed("the dead letters take nothing") if message.address.dead else None
+
+
+def refuse_dead_copy(settlement: Settlement) -> Unavailable | None:
+    """A system that takes no dead letters, where they are part of a settlement."""
+    copies = settlement.copies if isinstance(settlement, Done) else ()
+    return Unavailable("the dead letters take nothing") if any(copy.address.dead for copy in copies) else None
+
+
 def dead_numbers(harness: Harness, count: int) -> tuple[Queue[int], Bus]:
     """A queue whose messages 0, 1, 2 ... have all been rejected, and a bus without handlers."""
     numbers, failing = Queue(harness.unique("numbers"), int), harness.bus()
@@ -595,6 +811,12 @@ def take_all(bus: Bus, source: Queue[Any]) -> list[Delivery[Any]]:
                 delivery.ack()
             taken += deliveries
     return taken
+
+
+def left(harness: Harness, source: Queue[Any]) -> int:
+    """How many messages are not settled."""
+    depth = harness.depth(source)
+    return depth.ready + depth.inflight + depth.delayed
 
 
 def bodies(letters: list[DeadLetter[int]]) -> list[bytes]:

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -22,13 +23,28 @@ from mqkit.backends.base import Capabilities, Depth
 from mqkit.bus import Bus
 from mqkit.destinations import Destination
 from mqkit.errors import MqkitError
-from mqkit.message import Delivery
+from mqkit.message import Delivery, Message
 from mqkit.subscription import Subscription
+from mqkit.testing.conformance.faults import Faults
 
 T = TypeVar("T")
 
 STEP = 0.005  # seconds between two looks at a condition
-HOOKS = ("inject", "read_native", "restart", "retention")
+HOOKS = (
+    "denied_url",
+    "driver",
+    "fifo_of",
+    "find_native",
+    "inject",
+    "outage",
+    "partition_of",
+    "read_native",
+    "restart",
+    "retention",
+    "to_partition",
+    "transaction",
+    "untrusted_url",
+)
 
 
 class Harness:
@@ -62,6 +78,11 @@ class Harness:
         bus = Bus(url or self.url, **options)
         self._buses.append(bus)
         return bus
+
+    def faulty_bus(self, **options: Any) -> tuple[Bus, Faults]:
+        """A new client, and what may be made to go wrong between it and the system."""
+        bus = self.bus(**options)
+        return bus, Faults(bus._opened_backend())
 
     def unique(self, stem: str) -> str:
         """A name nobody else uses, in this run or another."""
@@ -114,11 +135,19 @@ class Harness:
 
         self.wait(empty, within)
 
-    def delete(self, source: Destination[Any], group: str | None = None) -> None:
-        """Remove a queue, topic or group under the feet of whoever uses it."""
+    def delete(self, source: Destination[Any], group: str | None = None, *, dead: bool = False) -> None:
+        """Remove a queue, topic or group, or only its dead letters, under the feet of whoever uses it."""
         admin = self._backend.admin()
         try:
-            admin.delete(source.address._replace(group=group or ""))
+            admin.delete(source.address._replace(group=group or "", dead=dead))
+        finally:
+            admin.close()
+
+    def purge(self, source: Destination[Any], group: str | None = None) -> int:
+        """Remove what waits there, not what is in somebody's hands; how many."""
+        admin = self._backend.admin()
+        try:
+            return admin.purge(source.address._replace(group=group or ""))
         finally:
             admin.close()
 
@@ -156,13 +185,53 @@ class Harness:
         """The bodies that wait there, as a foreign client reads them."""
         raise NotImplementedError("this harness does not read natively")
 
+    def find_native(self, destination: Destination[Any], native: Any) -> bytes:
+        """The body of the one message that `message.native` names, as a foreign client finds it."""
+        raise NotImplementedError("this harness cannot look up one message natively")
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """
+        A transaction of the user's own, as `publish(native=)` takes it.
+
+        It is committed at the end of the block, by the client object that was handed in, and rolled back by an exception.
+        """
+        raise NotImplementedError("this harness knows no transactions of the user's own")
+
     def retention(self, seconds: float) -> object:
         """What a topic needs as `native=` to keep its messages for groups that start with "earliest"."""
         raise NotImplementedError("this harness knows no topics that keep their messages")
 
+    def partition_of(self, message: Message) -> int:
+        """The partition the message was read from."""
+        raise NotImplementedError("this harness knows no partitions")
+
+    def to_partition(self, number: int) -> object:
+        """What a publish needs as `native=` to go to this partition."""
+        raise NotImplementedError("this harness cannot choose a partition")
+
+    def fifo_of(self, message: Message) -> tuple[str, str]:
+        """The ordering group and the deduplication id under which the system has the message."""
+        raise NotImplementedError("this harness knows no ordering groups with deduplication")
+
+    def outage(self) -> AbstractContextManager[None]:
+        """Inside the block the system answers nobody; afterwards it is there again with what it had."""
+        raise NotImplementedError("this harness cannot make its system unavailable")
+
     def restart(self) -> None:
         """Stop the system and start it again with what it has stored."""
         raise NotImplementedError("this harness does not restart its system")
+
+    def denied_url(self) -> str:
+        """A URL of the system under which it refuses this client's credentials or rights."""
+        raise NotImplementedError("this harness knows no client that its system refuses")
+
+    def untrusted_url(self) -> str:
+        """A URL of the system over TLS, with a certificate that this client has no reason to trust."""
+        raise NotImplementedError("this harness has no server with a bad certificate")
+
+    def driver(self) -> tuple[str, str]:
+        """The module that the backend imports to reach its system, and the extra that brings it."""
+        raise NotImplementedError("this harness needs nothing that an extra brings")
 
 
 class Process:

@@ -7,15 +7,18 @@ import gc
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from mqkit import Bus, Queue, Topic
-from mqkit.errors import Closed, MqkitError
+from mqkit.errors import Closed, MqkitError, Unavailable
 from mqkit.testing.conformance.cases import case
+from mqkit.testing.conformance.groups import start
 from mqkit.testing.conformance.harness import Harness
+from mqkit.testing.conformance.ordering import lease_of
 
 
 class TestLifecycle:
@@ -43,6 +46,56 @@ class TestLifecycle:
         assert (after.live, after.ready) == (True, False)
         assert before.reasons
         assert after.reasons
+
+    @case("A.02", needs=("outage",))
+    def test_opening_without_a_system_is_refused_in_the_time_given_and_the_bus_says_why(self, harness: Harness) -> None:
+        bus = harness.bus()
+        harness.bus().declare(Queue(harness.unique("words"), str))  # what the system keeps is there
+
+        with harness.outage():
+            began = time.monotonic()
+            with pytest.raises(Unavailable) as found:
+                bus.open(timeout=0.5)
+            took = time.monotonic() - began
+            health = bus.health()
+        bus.open(timeout=30.0 * harness.scale)
+
+        assert took < 0.5 + 1.0 * harness.scale
+        assert found.value.retryable
+        assert (health.live, health.ready) == (True, False)
+        assert health.reasons
+        assert bus.health().ready
+
+    @pytest.mark.slow
+    @case("A.03", needs=("outage",))
+    def test_a_start_without_a_system_fails_in_bounded_time_and_one_that_waits_succeeds_when_it_is_back(
+        self, harness: Harness
+    ) -> None:
+        words, waits, consumes = Queue(harness.unique("words"), str), harness.bus(), harness.bus()
+        seen: list[str] = []
+        consumes.on(words)(seen.append)
+        with harness.bus() as sender:
+            sender.publish(words, "kept")
+        ends: list[object] = []
+
+        def wait_for_it() -> None:
+            ends.append(error_of(lambda: waits.open(timeout=60.0 * harness.scale)))
+
+        waiting = threading.Thread(target=wait_for_it)
+        with harness.outage():
+            waiting.start()
+            began = time.monotonic()
+            with pytest.raises(Unavailable):
+                start(consumes)
+            took = time.monotonic() - began
+            meanwhile = list(ends)
+        waiting.join(60.0 * harness.scale)
+        with consumes.worker():
+            harness.wait(lambda: seen, within=30.0)
+
+        assert took < 25.0 * harness.scale
+        assert (meanwhile, ends) == ([], [None])
+        assert seen == ["kept"]
 
     @case("A.04")
     def test_closing_is_harmless_when_repeated_from_any_thread_and_in_a_finalizer(self, harness: Harness) -> None:
@@ -170,31 +223,47 @@ class TestLifecycle:
         seen: list[int] = []
         bus.on(numbers, concurrency=1)(seen.append)
 
-        for start in range(0, 90, 30):
+        for first in range(0, 90, 30):
             with bus.worker():
-                bus.publish_many(numbers, range(start, start + 30))
-                harness.wait(lambda start=start: len(seen) > start)  # type: ignore[misc]
+                bus.publish_many(numbers, range(first, first + 30))
+                harness.wait(lambda first=first: len(seen) > first)  # type: ignore[misc]
         with bus.worker():
             harness.wait_empty(numbers)
 
         assert Counter(seen) == Counter(range(90))
 
     @case("A.11")
-    def test_a_full_consumer_takes_nothing_until_it_has_room(self, harness: Harness) -> None:
-        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
-        bus.publish_many(numbers, range(6))
+    def test_a_full_consumer_pauses_without_losing_what_it_holds_and_goes_on_when_it_has_room(
+        self, harness: Harness
+    ) -> None:
+        numbers, url = Queue(harness.unique("numbers"), int), lease_of(harness, 0.5)
+        paused, other = harness.bus(url), harness.bus(url)
+        paused.publish_many(numbers, range(6))
 
-        with bus.subscription(numbers, prefetch=2) as messages:
-            first = harness.take(messages, 2)
-            more = messages.receive(max=6, timeout=0.3)
-            waiting = harness.depth(numbers).ready
-            for delivery in first:
+        with paused.subscription(numbers, prefetch=2) as messages:
+            held = harness.take(messages, 2)
+            with other.subscription(numbers, prefetch=6) as others:
+                rest = harness.take(others, 4)
+                for delivery in rest:
+                    delivery.ack()
+                # Three leases long nobody gets what the paused one holds, and it gets nothing itself.
+                other.publish(numbers, 6)
+                [late] = harness.take(others, 1)
+                stolen = others.receive(max=6, timeout=1.5)
+                late.retry(after=0.0)
+                again = harness.take(others, 1)
+                while_paused = messages.receive(max=6, timeout=0.0)
+            in_hand = harness.depth(numbers)
+            for delivery in held:
                 delivery.ack()
-            second = harness.take(messages, 2)
+            resumed = harness.take(messages, 1)
+            resumed[0].ack()
+            harness.wait_empty(numbers)
 
-        assert more == []
-        assert waiting == 4
-        assert len({delivery.payload for delivery in first + second}) == 4
+        assert (stolen, while_paused) == ([], [])
+        assert (in_hand.ready, in_hand.inflight) == (1, 2)
+        assert Counter(delivery.payload for delivery in held + rest + resumed) == Counter(range(7))
+        assert [delivery.payload for delivery in again + resumed] == [6, 6]
 
     @case("A.12")
     def test_closing_one_of_two_subscriptions_leaves_the_other_alone(self, harness: Harness) -> None:
@@ -213,6 +282,21 @@ class TestLifecycle:
                     kept.append(delivery.payload)
 
         assert sorted(kept) == [0, 1, 2, 10, 11, 12]
+
+    @case("A.13", needs=("transaction",))
+    def test_a_client_object_of_the_users_own_is_left_open(self, harness: Harness) -> None:
+        words, bus, reader = Queue(harness.unique("words"), str), harness.bus(), harness.bus()
+        bus.open()
+        bus.declare(words)
+
+        with harness.transaction() as native:
+            bus.publish(words, "one", native=native)
+            bus.close()
+            # The end of the block commits, with the client object that the bus was given.
+        with reader.subscription(words) as messages:
+            [delivery] = harness.take(messages, 1)
+
+        assert delivery.payload == "one"
 
     @pytest.mark.slow
     @case("A.14")
@@ -269,6 +353,29 @@ class TestLifecycle:
 
         assert seen == ["before", "after"]
         assert health.ready
+
+    @case("A.16")
+    def test_a_consumer_whose_loop_crashes_is_reported_and_runs_again(self, harness: Harness) -> None:
+        words = Queue(harness.unique("words"), str)
+        bus, faults = harness.faulty_bus()
+        seen: list[str] = []
+        bus.on(words)(seen.append)
+
+        with bus.worker():
+            bus.publish(words, "before")
+            harness.wait(lambda: seen)
+            crashes = [RuntimeError("the driver has a defect") for _ in range(4)]
+            faults.crash += crashes
+            said = harness.wait(lambda: [reason for reason in bus.health().reasons if words.name in reason])
+            ready = bus.health().ready
+            bus.publish(words, "after")
+            harness.wait(lambda: "after" in seen, within=30.0)
+            harness.wait(lambda: bus.health().ready)
+
+        assert any("the driver has a defect" in reason for reason in said)
+        assert not ready
+        assert faults.crash == []
+        assert seen == ["before", "after"]
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
     @case("A.17")

@@ -10,11 +10,14 @@ from itertools import pairwise
 import pytest
 
 from mqkit import Delivery, Queue, Retry, Topic, fixed
-from mqkit.errors import Unencodable
+from mqkit.backends.base import Outgoing
+from mqkit.errors import ConfigError, PublishFailed, Unencodable
+from mqkit.subscription import Subscription
 from mqkit.testing import run_until_idle
 from mqkit.testing.conformance.cases import case
+from mqkit.testing.conformance.faults import accept
 from mqkit.testing.conformance.harness import Harness
-from mqkit.testing.conformance.programs_ef import Step, steps
+from mqkit.testing.conformance.programs_ef import Step, partitioned, steps
 
 
 class TestOrdering:
@@ -114,6 +117,60 @@ class TestOrdering:
             steps_on = {later - earlier for earlier, later in pairwise([-1, *numbers])}
             assert steps_on <= {0, 1}, (key, numbers)
 
+    @case("E.06", needs=("partition_of", "processes"))
+    def test_one_key_goes_to_one_partition_whoever_publishes_it_and_to_the_one_other_clients_choose(
+        self, harness: Harness
+    ) -> None:
+        partitions, bus = 6, harness.bus()
+        queue = partitioned(harness.unique("steps"), partitions)
+        bus.publish_many(queue, [Step(f"key {key}", 0) for key in range(30)])
+        publisher = harness.consumer("publish_partitioned", queue.name, str(partitions), "30")
+        publisher.wait_line("published")
+
+        with bus.subscription(queue, prefetch=100) as messages:
+            found = take_in_turn(harness, messages, 60)
+
+        chosen: defaultdict[str, list[int]] = defaultdict(list)
+        for delivery in found:
+            chosen[delivery.payload.key].append(harness.partition_of(delivery.message))
+        assert chosen == {key: [murmur2(key.encode()) % partitions] * 2 for key in chosen}
+        assert len(chosen) == 30
+
+    @case("E.07", needs=("partition_of", "to_partition"))
+    def test_a_partition_can_be_chosen_and_one_that_is_not_there_is_refused(self, harness: Harness) -> None:
+        bus = harness.bus()
+        many, single = (Queue(harness.unique("numbers"), int, partitions=count) for count in (3, 1))
+
+        for number in range(9):
+            bus.publish(many, number, native=harness.to_partition(number % 3))
+            bus.publish(single, number, native=harness.to_partition(0))
+        for queue, number in ((many, 3), (many, -1), (single, 1)):
+            with pytest.raises(ConfigError, match=str(number)):
+                bus.publish(queue, 99, native=harness.to_partition(number))
+
+        for queue, count in ((many, 3), (single, 1)):
+            with bus.subscription(queue, prefetch=20) as messages:
+                found = harness.take(messages, 9)
+                assert messages.receive(timeout=0.2) == []
+            places = {delivery.payload: harness.partition_of(delivery.message) for delivery in found}
+            assert places == {number: number % count for number in range(9)}
+
+    @case("E.09", needs=("fifo_of", "order_by_key"))
+    def test_key_and_id_are_the_systems_ordering_group_and_deduplication_id(self, harness: Harness) -> None:
+        queue, bus = steps(harness.unique("steps")), harness.bus()
+
+        for _ in range(2):  # the second time each is a duplicate
+            for key, id in (("one", "a"), ("one", "b"), ("two", "c")):
+                bus.publish(queue, Step(key, 0), id=id)
+        with bus.subscription(queue, prefetch=10) as messages:
+            found = [harness.fifo_of(delivery.message) for delivery in take_in_turn(harness, messages, 3)]
+            more = messages.receive(timeout=0.5)
+
+        groups = {id: group for group, id in found}
+        assert set(groups) == {"a", "b", "c"}
+        assert groups["a"] == groups["b"] != groups["c"]
+        assert more == []
+
     @case("E.08", needs=("order_by_key",))
     def test_a_batch_that_is_refused_leaves_no_trace_in_the_order_of_a_key(self, harness: Harness) -> None:
         queue, bus = steps(harness.unique("steps")), harness.bus()
@@ -127,6 +184,32 @@ class TestOrdering:
         run_until_idle(bus, timeout=20.0 * harness.scale)
 
         assert by_key(seen) == {f"key {key}": list(range(40)) for key in range(5)}
+
+    @case("E.08", needs=("order_by_key",))
+    def test_a_batch_of_which_some_are_refused_keeps_the_order_of_each_key_among_the_others(
+        self, harness: Harness
+    ) -> None:
+        queue = steps(harness.unique("steps"))
+        bus, faults = harness.faulty_bus()
+        seen: list[Step] = []
+        bus.on(queue, concurrency=4)(seen.append)
+        sent = [Step(f"key {key}", number) for number in range(30) for key in range(5)]
+        refused = {step for step in sent if step.number % 7 == 3}
+        bodies = {b'"number":%d}' % step.number for step in refused}
+
+        def refuse(message: Outgoing) -> PublishFailed | None:
+            return PublishFailed("no") if any(message.body.endswith(body) for body in bodies) else None
+
+        faults.publish = refuse
+        outcomes = bus.publish_many(queue, sent)
+        faults.publish = accept
+        again = [step for step, outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, PublishFailed)]
+        bus.publish_many(queue, again)
+        run_until_idle(bus, timeout=20.0 * harness.scale)
+
+        late = [3, 10, 17, 24]
+        assert set(again) == refused
+        assert by_key(seen) == {f"key {key}": [n for n in range(30) if n not in late] + late for key in range(5)}
 
 
 def by_key(seen: Sequence[Step]) -> defaultdict[str, list[int]]:
@@ -144,4 +227,37 @@ def fail_twice(step: Step, delivery: Delivery[Step]) -> None:
 
 def short_lease(harness: Harness) -> str:
     """The URL for cases that kill: where a lease guards what a process holds, it is one second."""
-    return harness.url if harness.capabilities.lease is None else harness.url_with(lease=1.0)
+    return lease_of(harness, 1.0)
+
+
+def lease_of(harness: Harness, seconds: float) -> str:
+    """The URL with this lease, where there is one."""
+    return harness.url if harness.capabilities.lease is None else harness.url_with(lease=seconds)
+
+
+def take_in_turn(harness: Harness, messages: Subscription[Step], count: int) -> list[Delivery[Step]]:
+    """So many deliveries, each acknowledged before the next of its key can come."""
+    taken: list[Delivery[Step]] = []
+    while len(taken) < count:
+        [delivery] = harness.take(messages, 1)
+        delivery.ack()
+        taken.append(delivery)
+    return taken
+
+
+def murmur2(data: bytes) -> int:
+    """
+    The hash by which Kafka's own clients choose the partition of a key, before the modulo.
+
+    Source: org.apache.kafka.common.utils.Utils.murmur2 and toPositive, Apache Kafka 4.
+    """
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    h = 0x9747B28C ^ len(data)
+    whole = len(data) & ~3
+    for place in range(0, whole, 4):
+        k = int.from_bytes(data[place : place + 4], "little") * m & mask
+        h = (h * m & mask) ^ ((k ^ k >> 24) * m & mask)
+    if rest := data[whole:]:
+        h = (h ^ int.from_bytes(rest, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return (h ^ h >> 15) & 0x7FFFFFFF

@@ -9,22 +9,29 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit.errors import MqkitError
 
 __all__ = [
     "Step",
     "consume_keyed",
     "consume_poison",
     "declare_everything",
+    "fail_and_wait",
     "hold_the_interpreter",
+    "open_without",
+    "partitioned",
     "publish_delayed",
+    "publish_partitioned",
     "replay_slowly",
     "run_until_signal",
     "steps",
+    "sums_in",
 ]
 
 WORK = 0.002  # seconds a handler is at work, so that kills meet handlers that run
@@ -40,6 +47,30 @@ class Step:
 
 def steps(name: str) -> Queue[Step]:
     return Queue(name, Step, key=lambda step: step.key)
+
+
+def partitioned(name: str, partitions: int) -> Queue[Step]:
+    return Queue(name, Step, key=lambda step: step.key, partitions=partitions)
+
+
+def publish_partitioned(url: str, name: str, partitions: str, keys: str) -> None:
+    """Publish one message of each key, and say so."""
+    bus = Bus(url)
+    bus.publish_many(partitioned(name, int(partitions)), [Step(f"key {key}", 1) for key in range(int(keys))])
+    bus.close()
+    _say("published")
+
+
+def fail_and_wait(url: str, name: str) -> None:
+    """Fail every attempt of three; lines are its number."""
+    bus = Bus(url)
+
+    @bus.on(Queue(name, str), retry=Retry(attempts=3, backoff=fixed(1.0)))
+    def handle(word: str, delivery: Delivery[str]) -> None:
+        _say("attempt", delivery.attempt)
+        raise ConnectionError(word)
+
+    bus.run()
 
 
 def consume_keyed(url: str, name: str) -> None:
@@ -106,7 +137,7 @@ def run_until_signal(url: str, name: str, work: str) -> None:
 def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
     """Handle one message with a single native call of that many seconds, during which no other thread runs."""
     bus = Bus(url)
-    size = _million_sums(float(seconds))
+    size = sums_in(float(seconds))
 
     @bus.on(Queue(name, str), concurrency=1)
     def handle(word: str, delivery: Delivery[str]) -> None:
@@ -117,16 +148,29 @@ def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
     bus.run()
 
 
-def declare_everything(url: str, stem: str) -> None:
-    """Declare a queue, a keyed queue and a topic with two groups."""
-    bus = Bus(url)
-    bus.declare(Queue(f"{stem}-q"), Queue(f"{stem}-k", str, key=str), Topic(f"{stem}-t", groups=["a", "b"]))
-    bus.close()
-    _say("declared")
+def declare_everything(url: str, stem: str, go: str) -> None:
+    """Declare a queue, a keyed queue and a topic with two groups, twice, as soon as the file `go` is there."""
+    _say("ready")
+    while not os.path.exists(go):
+        time.sleep(WORK)
+    for _ in range(2):
+        bus = Bus(url)
+        bus.declare(Queue(f"{stem}-q"), Queue(f"{stem}-k", str, key=str), Topic(f"{stem}-t", groups=["a", "b"]))
+        bus.close()
+        _say("declared")
 
 
-def _million_sums(seconds: float) -> int:
-    """How many numbers `sum(range(n))` adds up in that time, here and now."""
+def open_without(url: str, module: str) -> None:
+    """Open a bus where this module is not installed; the line is the error's class and text."""
+    sys.modules[module] = None  # type: ignore[assignment]  # how the import system says that there is none
+    try:
+        Bus(url).open()
+    except MqkitError as exc:
+        _say(type(exc).__name__, exc)
+
+
+def sums_in(seconds: float) -> int:
+    """How many numbers `sum(range(n))`, which lets no other thread run, adds up in that time, here and now."""
     began = time.perf_counter()
     sum(range(1_000_000))
     return int(1_000_000 * seconds / (time.perf_counter() - began))

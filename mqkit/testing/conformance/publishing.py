@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from mqkit import Delivery, Message, PublishFailed, PublishUnknown, Queue, Reject, Retry, TimedOut, Topic, fixed
+from mqkit.backends.base import Outgoing
 from mqkit.codecs import MSGPACK, RAW, TEXT
-from mqkit.errors import MessageTooLarge, NotFound, Unencodable
+from mqkit.errors import MessageTooLarge, MqkitError, NotFound, Unencodable
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import drain
+from mqkit.testing.conformance.faults import accept
 from mqkit.testing.conformance.harness import Harness
 
 RESERVE = 4096  # bytes that a publish leaves free for the diagnosis of a dead letter
@@ -86,17 +90,19 @@ class TestPublishing:
 
     @pytest.mark.slow
     @case("B.03")
-    def test_fifty_publishers_and_fifty_handlers_lose_nothing_and_repeat_nothing(self, harness: Harness) -> None:
-        numbers, buses = Queue(harness.unique("numbers"), int), [harness.bus() for _ in range(5)]
+    def test_fifty_publishers_and_fifty_consumers_lose_nothing_and_repeat_nothing(self, harness: Harness) -> None:
+        numbers, buses = Queue(harness.unique("numbers"), int), [harness.bus() for _ in range(50)]
         seen: list[int] = []
         for bus in buses:
-            bus.on(numbers, concurrency=10)(seen.append)
+            bus.on(numbers, concurrency=1)(seen.append)
 
         def publish(publisher: int) -> None:
             for number in range(100):
-                buses[publisher % 5].publish(numbers, publisher * 100 + number, timeout=60.0)
+                buses[publisher].publish(numbers, publisher * 100 + number, timeout=60.0)
 
-        with buses[0].worker(), buses[1].worker(), buses[2].worker(), buses[3].worker(), buses[4].worker():
+        with ExitStack() as consumers:
+            for bus in buses:
+                consumers.enter_context(bus.worker())
             at_once(50, publish)
             harness.wait_empty(numbers, within=60.0)
 
@@ -371,25 +377,43 @@ class TestPublishing:
 
     @case("B.18", needs=("inject",))
     def test_a_message_of_a_foreign_client_is_consumed(self, harness: Harness) -> None:
-        raw, bus = Queue(harness.unique("raw"), bytes, codec=RAW), harness.bus()
-        bus.declare(raw)
+        raw, json, bus = (
+            Queue(harness.unique("raw"), bytes, codec=RAW),
+            Queue(harness.unique("j"), Ordered),
+            harness.bus(),
+        )
+        bus.declare(raw, json)
+        body = bytes(range(256))
 
-        harness.inject(raw, b"from afar", {"colour": "red"})
-
-        with bus.subscription(raw) as messages:
-            [delivery] = harness.take(messages, 1)
+        with bus.subscription(raw) as bodies, bus.subscription(json) as orders:
+            harness.inject(raw, body, {"colour": "red"})
+            harness.inject(json, b'{"number": 7}', {})
+            [delivery] = harness.take(bodies, 1)
+            [order] = harness.take(orders, 1)
             delivery.ack()
+            order.reject("for the test")
             harness.wait_empty(raw)
-        assert (delivery.payload, delivery.attempt, delivery.headers["colour"]) == (b"from afar", 1, "red")
+            harness.wait_empty(json)
+
+        assert (delivery.payload, delivery.attempt, delivery.headers) == (body, 1, {"colour": "red"})
         assert delivery.id
+        assert order.payload == Ordered(7)
+        assert [dead.message.body for dead in bus.dead_letters(json).list()] == [b'{"number": 7}']
 
     @case("B.19", needs=("read_native",))
     def test_a_native_client_reads_the_body_as_it_was_published(self, harness: Harness) -> None:
-        raw, bus = Queue(harness.unique("raw"), bytes, codec=RAW), harness.bus()
+        raw, json, bus = (
+            Queue(harness.unique("raw"), bytes, codec=RAW),
+            Queue(harness.unique("j"), Ordered),
+            harness.bus(),
+        )
 
-        bus.publish(raw, bytes(range(256)), headers={"colour": "red"})
+        for body in (bytes(range(256)), b"", b"\0"):
+            bus.publish(raw, body, headers={"colour": "red"}, key="k")
+        bus.publish(json, Ordered(7))
 
-        assert harness.read_native(raw) == [bytes(range(256))]
+        assert harness.read_native(raw) == [bytes(range(256)), b"", b"\0"]
+        assert harness.read_native(json) == [b'{"number":7}']
 
     @case("B.20")
     def test_a_batch_answers_for_each_message_and_sends_none_if_one_is_wrong(self, harness: Harness) -> None:
@@ -407,6 +431,26 @@ class TestPublishing:
             found = harness.take(messages, 10)
             assert {one.id: one.payload for one in found} == dict(zip(ids, range(10), strict=True))
             assert messages.receive(timeout=0.1) == []
+
+    @case("B.20")
+    def test_a_batch_of_which_the_broker_refuses_some_says_which_and_sends_the_others_once(
+        self, harness: Harness
+    ) -> None:
+        numbers = Queue(harness.unique("numbers"), int)
+        bus, faults = harness.faulty_bus()
+        faults.publish = refusing(lambda number: number % 4 == 1)
+
+        outcomes = bus.publish_many(numbers, range(40))
+        faults.publish = accept
+        bus.flush()
+
+        refused = {number for number, outcome in enumerate(outcomes) if isinstance(outcome, PublishFailed)}
+        assert refused == set(range(1, 40, 4))
+        with bus.subscription(numbers, prefetch=50) as messages:
+            found = take_all(harness, messages, numbers)
+        assert sorted((one.payload, one.id) for one in found) == [
+            (number, outcome) for number, outcome in enumerate(outcomes) if number not in refused
+        ]
 
     @case("B.21")
     def test_a_batch_of_any_count_and_size_is_sent(self, harness: Harness) -> None:
@@ -445,6 +489,34 @@ class TestPublishing:
         assert isinstance(future.exception(), NotFound)
         bus.flush()  # what failed is told once
 
+    @pytest.mark.parametrize("answer", [PublishFailed, PublishUnknown])
+    @case("B.22")
+    def test_a_publish_that_the_broker_does_not_confirm_raises_whichever_way_it_was_sent(
+        self, harness: Harness, answer: type[PublishFailed]
+    ) -> None:
+        numbers = Queue(harness.unique("numbers"), int)
+        bus, faults = harness.faulty_bus()
+        message = Message(id="one of another system", body=b"4", content_type="application/json")
+        faults.publish = refusing(lambda number: number < 10, answer)
+
+        ways: list[Callable[[], object]] = [
+            lambda: bus.publish(numbers, 1),
+            lambda: asyncio.run(bus.aio.publish(numbers, 2)),
+            lambda: bus.publish_soon(numbers, 3).result(10.0),
+            lambda: bus.forward(numbers, message),
+        ]
+        for send in ways:
+            with pytest.raises(answer, match="the word of the broker"):
+                send()
+        with pytest.raises(answer, match="the word of the broker"):
+            bus.flush()  # what publish_soon sent and nobody may have asked for
+        [first, second] = bus.publish_many(numbers, [5, 10])
+
+        assert type(first) is answer
+        assert isinstance(second, str)
+        with bus.subscription(numbers) as messages:
+            assert [one.payload for one in take_all(harness, messages, numbers)] == [10]
+
     @case("B.23")
     def test_a_publish_whose_time_is_over_says_truly_whether_it_was_sent(self, harness: Harness) -> None:
         numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
@@ -467,6 +539,45 @@ class TestPublishing:
         assert {number for number, fate in fates.items() if fate == "sent"} <= set(found)
         assert not {number for number, fate in fates.items() if fate == "withdrawn"} & set(found)
         assert set(found.values()) == {1}
+
+    @case("B.23", needs=("outage",))
+    def test_a_publish_in_an_outage_ends_in_its_time_and_says_truly_whether_it_was_sent(self, harness: Harness) -> None:
+        numbers, bus, other = Queue(harness.unique("numbers"), int), harness.bus(), harness.bus()
+        bus.publish(numbers, 0)
+        fates: dict[int, type[BaseException]] = {}
+
+        with harness.outage():
+            began = time.monotonic()
+            for number in (1, 2, 3):
+                try:
+                    bus.publish(numbers, number, timeout=0.5)
+                except (TimedOut, PublishFailed) as exc:
+                    fates[number] = type(exc)
+            took = time.monotonic() - began
+        bus.publish(numbers, 4, timeout=30.0)
+        with other.subscription(numbers, prefetch=10) as messages:
+            found = Counter(one.payload for one in take_all(harness, messages, numbers))
+
+        assert took < 3 * 0.5 + 1.0 * harness.scale
+        assert set(fates) == {1, 2, 3}
+        certain = {number for number, fate in fates.items() if fate is not PublishUnknown}  # said not to be sent
+        assert {0, 4} <= set(found) <= {0, 1, 2, 3, 4} - certain
+        assert set(found.values()) == {1}
+
+    @case("B.24")
+    def test_each_message_says_where_its_system_has_it(self, harness: Harness) -> None:
+        words, orders = Queue(harness.unique("words"), str), Topic(harness.unique("orders"), str, groups=["billing"])
+        bus = harness.bus()
+        for number in range(5):
+            bus.publish(words, str(number))
+            bus.publish(orders, str(number))
+
+        with bus.subscription(words) as queue, bus.subscription(orders, group="billing") as group:
+            natives = [[one.message.native for one in harness.take(source, 5)] for source in (queue, group)]
+
+        for places in natives:
+            assert None not in places
+            assert len(set(map(repr, places))) == 5
 
     @case("B.25")
     def test_one_bus_publishes_for_threads_and_tasks_at_once_and_keeps_the_order_of_each(
@@ -499,6 +610,17 @@ class TestPublishing:
             for delivery in harness.take(messages, 600):
                 found.setdefault(delivery.payload[0], []).append(delivery.payload[1])
         assert found == {f"{kind} {place}": list(range(50)) for kind in ("thread", "task") for place in range(6)}
+
+
+def refusing(
+    which: Callable[[int], bool], answer: type[PublishFailed] = PublishFailed
+) -> Callable[[Outgoing], MqkitError | None]:
+    """A system that does not take some numbers."""
+
+    def refuse(message: Outgoing) -> MqkitError | None:
+        return answer(f"{message.id}: the word of the broker is no") if which(int(message.body)) else None
+
+    return refuse
 
 
 def at_once(count: int, action: Callable[[int], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mqkit._clock import SystemClock
@@ -56,6 +56,18 @@ class Station:
         [found] = [each for each in self.admin.describe() if each.address == address]
         return found.ready, found.inflight, found.delayed
 
+    def pass_time(self, seconds: float) -> None:
+        """So much later, by the clock of leases, delays and retention, for everybody in this process."""
+        self.admin._file.clock._offset += seconds  # type: ignore[attr-defined]
+
+    def forget_free_space(self) -> None:
+        """The disk is asked at most once a second; let the next publish ask."""
+        self.admin._committer._room_asked = 0.0  # type: ignore[attr-defined]
+
+    def blocked_receives(self) -> int:
+        """How many receives of this process wait for a message."""
+        return len(self.admin._committer._standing)  # type: ignore[attr-defined]
+
     def close(self) -> None:
         for receiver in self._receivers:
             receiver.close()
@@ -71,6 +83,19 @@ def take(receiver: Receiver, count: int, timeout: float = 5.0) -> list[Received]
     while len(found) < count and time.monotonic() < deadline:
         found += receiver.receive(count - len(found), deadline - time.monotonic()).deliveries
     return found
+
+
+def take_now(receiver: Receiver, most: int = 1000) -> list[Received]:
+    """What can be taken at this moment; one look, which waits for nothing."""
+    return list(receiver.receive(most, 0.0).deliveries)
+
+
+def until(condition: Callable[[], object], within: float = 30.0) -> None:
+    """Return as soon as the condition holds; `AssertionError` after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within:g} s"
+        time.sleep(0.002)
 
 
 def done(receiver: Receiver, deliveries: Sequence[Received]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from sqlite_station import QUEUE, Station, done, ids, message, take
+from sqlite_station import QUEUE, Station, done, ids, message, take, take_now, until
 
 from mqkit.backends.base import Address, Done, Release
 from mqkit.envelope import Dead, Envelope
@@ -203,11 +203,12 @@ def test_closing_gives_back_what_is_in_hand(station: Station) -> None:
 
 def test_a_wake_ends_a_blocked_receive_and_is_remembered(station: Station) -> None:
     receiver = station.receiver(QUEUE)
-    waker = threading.Timer(0.1, receiver.wake)
-    waker.start()
     start = time.monotonic()
-    receiver.receive(10, 30.0)
-    waker.join()
+    blocked = threading.Thread(target=receiver.receive, args=(10, 30.0))
+    blocked.start()
+    until(station.blocked_receives)
+    receiver.wake()
+    blocked.join()
     receiver.wake()
     receiver.receive(0, 30.0)
 
@@ -231,6 +232,7 @@ def test_a_local_publish_wakes_a_blocked_receive(station: Station) -> None:
     found: list[float] = []
     thread = threading.Thread(target=lambda: found.append(len(receiver.receive(1, 30.0).deliveries)))
     thread.start()
+    until(station.blocked_receives)
 
     station.publish(QUEUE, "a")
     thread.join(5.0)
@@ -254,9 +256,11 @@ def test_high_priority_goes_first_and_equals_keep_their_order(station: Station) 
 
 def test_delayed_priority_is_kept(station: Station) -> None:
     receiver = station.receiver(QUEUE, priorities=10)
-    station.publish(QUEUE, "low", delay=0.1)
-    station.publish(QUEUE, "high", delay=0.1, priority=3)
-    threading.Event().wait(0.15)
+    station.publish(QUEUE, "low", delay=60.0)
+    station.publish(QUEUE, "high", delay=60.0, priority=3)
+    assert take_now(receiver) == []
+
+    station.pass_time(60.0)
 
     assert ids(take(receiver, 2)) == ["high", "low"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import sqlite_programs
 from sqlite_programs import RESULTS
-from sqlite_station import KEYED, QUEUE, Station, done, ids, message, take
+from sqlite_station import KEYED, QUEUE, Station, done, ids, message, take, take_now, until
 
 from mqkit.backends.base import Address, Declaration, Done
 from mqkit.backends.sqlite.process import _stat, is_dead, this_process
@@ -192,7 +192,7 @@ def test_a_sleeper_whom_nobody_missed_keeps_what_it_holds(open_station: Callable
     receiver = station.receiver(QUEUE)
     station.publish(QUEUE, "a")
     held = take(receiver, 1)
-    time.sleep(0.5)  # the process was stopped, say
+    station.pass_time(0.5)  # the process was stopped, say
 
     done(receiver, held)
 
@@ -259,7 +259,7 @@ def test_whatever_was_published_survives_the_publisher(
     for publisher in publishers:
         publisher.kill()
         publisher.join()
-    while more := receiver.receive(1000, 0.5).deliveries:
+    while more := take_now(receiver):
         got += ids(more)
 
     assert len(got) == len(set(got))
@@ -290,16 +290,14 @@ def kill_consumers(
     consumers = [consumer() for _ in range(4)]
     for round_ in range(kills):
         goal = count * (round_ + 1) // (kills + 2)
-        deadline = time.monotonic() + 30.0
-        while station.depth(RESULTS)[0] < goal and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda goal=goal: station.depth(RESULTS)[0] >= goal)
         victim = chance.randrange(4)
         os.kill(consumers[victim].pid or 0, signal.SIGKILL)
         consumers[victim].join()
         consumers[victim] = consumer()
     results = station.receiver(RESULTS)
     got = take(results, count, timeout=60.0)
-    got += results.receive(10, 1.0).deliveries
+    got += take_now(results)
     return got
 
 
