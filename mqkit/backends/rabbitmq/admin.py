@@ -66,17 +66,16 @@ class RabbitAdmin:
             except NotFound:
                 continue
             depth[1] += queue.get("messages_unacknowledged", 0)
-        groups = {(address.kind, address.name) for address in found}
-        for exchange in self._management.exchanges():
-            topic = names.address_of_exchange(exchange)
-            if topic is not None and (topic.kind, topic.name) not in groups:
-                found[topic] = [0, 0, 0]
-        delayed = self._delayed()
-        ways = {_way(address): address for address in found}
-        for way, count in delayed.items():
+        topics = {names.address_of_exchange(exchange) for exchange in self._management.exchanges()} - {None}
+        ways = {_way(address): address for address in (*found, *filter(None, topics))}
+        for way, count in self._delayed().items():
             owner = ways.get(way) or ways.get(_without_partition(way))
             if owner is not None:
-                found[owner][2] += count
+                found.setdefault(owner, [0, 0, 0])[2] += count
+        with_groups = {(address.kind, address.name) for address in found}
+        for topic in topics:
+            if topic is not None and (topic.kind, topic.name) not in with_groups:
+                found[topic] = [0, 0, 0]
         return [Depth(address, *counts) for address, counts in found.items()]
 
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:

@@ -7,6 +7,7 @@ Names of queues, exchanges and routes, and back; pure.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zlib
 
@@ -98,7 +99,7 @@ def rung(level: int) -> str:
 
 def units_of(delay: float) -> int:
     """A delay in steps of the ladder, never shorter than asked for."""
-    return max(1, min(2**RUNGS - 1, -int(-delay // UNIT)))
+    return max(1, min(2**RUNGS - 1, math.ceil(delay / UNIT - 1e-6)))  # 2.2 / 0.1 is a little over 22
 
 
 def way_to_queue(queue: str) -> str:

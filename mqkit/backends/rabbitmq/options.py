@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import ssl
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class RabbitOptions:
 
     Args:
         hosts: More servers of the same cluster to try, `host:port` separated by commas.
-        heartbeat: Seconds between heartbeats; a process that is silent for twice as long may lose what it holds.
+        lease: Seconds after which a silent process loses what it holds: two heartbeats, so in steps of 2.
         connect: Seconds one server may take to accept a connection.
         patience: Seconds the server may take to answer anything else, and to answer a probe.
         max_body: Bytes of the largest message. Servers before 4.0 take 128 MiB, later ones 16 MiB if not told otherwise.
@@ -41,7 +42,7 @@ class RabbitOptions:
     """
 
     hosts: str = ""
-    heartbeat: int = 10
+    lease: float = 20.0
     connect: float = 5.0
     patience: float = 5.0
     max_body: int = 16 << 20
@@ -53,8 +54,8 @@ class RabbitOptions:
     management: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.heartbeat <= 600:
-            raise ValueError(f"heartbeat={self.heartbeat} must be from 1 to 600 seconds")
+        if not 0 < self.lease <= 1200:
+            raise ValueError(f"lease={self.lease} must be over 0 and at most 1200 seconds")
         if not (0 < self.connect <= 60 and 0 < self.patience <= 60):
             raise ValueError(f"connect={self.connect} and patience={self.patience} must be over 0, at most 60 seconds")
         if self.max_body <= RESERVED_FOR_DEAD_LETTERS:
@@ -63,6 +64,12 @@ class RabbitOptions:
             raise ValueError(f"buffer={self.buffer} must be at least 1")
         if bool(self.cert) != bool(self.key):
             raise ValueError("cert and key go together")
+
+
+    @property
+    def heartbeat(self) -> int:
+        """Seconds between two heartbeats; whole ones, as AMQP has it. The server gives up after two that are missing."""
+        return max(1, math.ceil(self.lease / 2))
 
 
 @dataclass(frozen=True)
