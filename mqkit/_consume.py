@@ -37,6 +37,7 @@ QUICK_LOOK, ENOUGH = 0.005, 100  # ... or these, when so many were handled: a fa
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
 ANSWER = 5.0  # seconds a handler waits to hear whether its delivery is still ours
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
+COPIES = 5.0  # seconds a stop waits beyond its grace for copies that are with the broker
 REASON_BYTES = 2000
 
 AttemptOutcome = Literal["done", "retry", "dead", "released", "skipped", "failed"]
@@ -819,6 +820,8 @@ class ConsumePump:
         if self._inflight and over >= 0 and self._crew is not None:
             self._crew.cancel()  # tasks end now and are released uncounted; threads go on, the broker takes theirs back
         linger = 0.0 if self.settings.window else 1.0  # for cancelled tasks to say so; a pull loop has none
+        if self._endings:  # copies are on their way: without their confirm the original would come again beside them
+            linger = COPIES
         if self._inflight and over < linger:
             return False
         self._lose(receiver, receiver.flush(5.0))

@@ -55,20 +55,21 @@ class RabbitAdmin:
             self._learn(declaration)
 
     def describe(self) -> Sequence[Depth]:
+        # In the order in which messages move, so that none is overlooked on its way: ladder, queue, hands.
+        delayed = self._delayed()
         found: dict[Address, list[int]] = {}
-        for queue in self._management.queues():
-            address = names.address_of_queue(queue["name"], (queue.get("arguments") or {}).get(names.ADDRESS))
-            if address is None or queue.get("exclusive"):
-                continue
-            depth = found.setdefault(address, [0, 0, 0])
+        sources = {queue["name"]: address for queue in self._management.queues() if (address := _owner(queue))}
+        for queue, address in sources.items():
             try:
-                depth[0] += self._declarer.count(queue["name"])[0]  # of this moment; the API is seconds behind
+                found.setdefault(address, [0, 0, 0])[0] += self._declarer.count(queue)[0]
             except NotFound:
                 continue
-            depth[1] += queue.get("messages_unacknowledged", 0)
+        for described in self._management.queues():
+            if described["name"] in sources:
+                found[sources[described["name"]]][1] += described.get("messages_unacknowledged", 0)
         topics = {names.address_of_exchange(exchange) for exchange in self._management.exchanges()} - {None}
         ways = {_way(address): address for address in (*found, *filter(None, topics))}
-        for way, count in self._delayed().items():
+        for way, count in delayed.items():
             owner = ways.get(way) or ways.get(_without_partition(way))
             if owner is not None:
                 found.setdefault(owner, [0, 0, 0])[2] += count
@@ -238,7 +239,7 @@ class RabbitAdmin:
         counts: Counter[str] = Counter()
         held: list[Reader] = []
         try:
-            for level in range(names.RUNGS):
+            for level in reversed(range(names.RUNGS)):
                 try:
                     count = self._declarer.count(names.rung(level))[0]
                 except NotFound:
@@ -254,6 +255,10 @@ class RabbitAdmin:
 
 
 _MOST_DELAYED = 10_000  # messages of one rung that are looked at; of more their owners are estimated
+
+
+def _owner(queue: Mapping[str, Any]) -> Address | None:
+    return names.address_of_queue(queue["name"], (queue.get("arguments") or {}).get(names.ADDRESS))
 
 
 def _way(address: Address) -> str:

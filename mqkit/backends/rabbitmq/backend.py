@@ -51,7 +51,7 @@ class RabbitBackend:
             priorities=255,
             replay=False,
             broadcast=True,
-            counts_deliveries=True,
+            counts_deliveries=False,
             lost="at_most",
             lease=2.0 * options.heartbeat,
             wake=0.05,

@@ -54,7 +54,7 @@ class RabbitListener:
         while self._inbox and len(taken) < room:
             method, properties, body = self._inbox.popleft()
             tag = method.delivery_tag
-            taken.append(wire.received(self._address, next(_handles), method, properties, body, counted=True))
+            taken.append(wire.received(self._address, next(_handles), method, properties, body, counted=False))
         if tag:
             self._channel.basic_ack(tag, multiple=True)
         return Turn(taken)

@@ -28,8 +28,11 @@ class Management:
         self._headers = {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
 
     def queues(self) -> Iterator[dict[str, Any]]:
-        columns = "name,arguments,messages_ready,messages_unacknowledged,exclusive"
-        yield from self._get(f"queues/{self._server.quoted_vhost}?columns={columns}")
+        """Those that others can use, each with its name, arguments and `messages_unacknowledged`."""
+        options = "disable_stats=true&enable_queue_totals=true"  # cheaper for the server, and minutes younger
+        for queue in self._get(f"queues/{self._server.quoted_vhost}?{options}"):
+            if not queue.get("exclusive"):
+                yield queue
 
     def exchanges(self) -> Iterator[str]:
         for exchange in self._get(f"exchanges/{self._server.quoted_vhost}?columns=name"):

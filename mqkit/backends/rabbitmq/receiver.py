@@ -70,10 +70,15 @@ class RabbitReceiver:
         self._staged.extend(settlements)
 
     def receive(self, room: int, timeout: float) -> Turn:
-        slept = time.monotonic() - self._served > self._lease / 2
-        refused = self._carry_out() if self._staged else ()
-        if slept:
-            self._connection.alive()
+        if time.monotonic() - self._served > self._lease / 2:  # this process slept: is anything of it still ours?
+            try:
+                self._connection.alive()
+            except Lost as exc:
+                if not self._staged:
+                    raise
+                self._trouble = exc
+                return Turn((), (), self._refuse_staged())
+        refused = self._carry_out(pause=not room) if self._staged else ()
         if room:
             self._ask_for(room)
         self._connection.step(self._patience(room, timeout) if not refused else 0.0)
@@ -85,7 +90,7 @@ class RabbitReceiver:
         self._suspects.note(delivery.id)
 
     def flush(self, timeout: float) -> Turn:
-        refused = self._carry_out()
+        refused = self._carry_out(pause=True)
         self._connection.barrier(self._channel, timeout)
         self._check()
         return Turn((), (), refused)
@@ -104,9 +109,11 @@ class RabbitReceiver:
 
     # -- settling ----------------------------------------------------------------------------------------------------
 
-    def _carry_out(self) -> Sequence[tuple[Received, MqkitError]]:
+    def _carry_out(self, *, pause: bool) -> Sequence[tuple[Received, MqkitError]]:
         self._check()
         staged, self._staged = self._staged, []
+        if pause and not self._ordered and any(isinstance(settlement, Release) for settlement in staged):
+            self._withdraw()  # or what is given back would come straight back
         refused: list[tuple[Received, MqkitError]] = []
         finished: list[str] = []
         hands, tags, channel = self._hands, self._tags, self._channel
@@ -132,6 +139,22 @@ class RabbitReceiver:
         if finished:
             self._suspects.clear(finished)
         return refused
+
+    def _refuse_staged(self) -> Sequence[tuple[Received, MqkitError]]:
+        staged, self._staged = self._staged, []
+        error = LeaseLost(f"{self._address} was given to others while this process slept")
+        return [(settlement.delivery, error) for settlement in staged]
+
+    def _withdraw(self) -> None:
+        """Stop consuming for now, and give back what has come and was not handed out."""
+        for tags, _ in self._consumers:
+            for tag in tags:
+                self._channel.basic_cancel(tag)
+        self._consumers.clear()
+        while self._inbox:
+            tag = self._inbox.popleft()[0].delivery_tag
+            self._tags.returned(tag)
+            self._channel.basic_nack(tag, requeue=True)
 
     def _park(self, release: Release, tag: int) -> None:
         received = release.delivery

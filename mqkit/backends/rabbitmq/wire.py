@@ -91,7 +91,7 @@ def received(
     """
     Args:
         method: pika's Basic.Deliver.
-        counted: The queue counts hand-outs: a quorum queue. They are returns of any kind, hence too high for deaths.
+        counted: Whether to believe the server's count of returns, which may be too high for deaths but never too low.
     """
     table: Mapping[str, Any] = properties.headers or {}
     texts = {name: _text(value) for name, value in table.items() if not name.startswith("x-")}
@@ -111,7 +111,7 @@ def received(
         headers,
         envelope,
         envelope.attempt,
-        returns + 1 if counted else None,
+        None,  # a retry is a copy, with which the server begins to count anew
         returns if counted else 0,
         0,
         envelope.since or None,
