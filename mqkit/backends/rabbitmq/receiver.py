@@ -149,7 +149,7 @@ class RabbitReceiver:
         """Stop consuming for now, and give back what has come and was not handed out."""
         for tags, _ in self._consumers:
             for tag in tags:
-                self._channel.basic_cancel(tag)
+                self._channel.basic_cancel(tag, callback=_ignore)
         self._consumers.clear()
         while self._inbox:
             tag = self._inbox.popleft()[0].delivery_tag
@@ -225,7 +225,7 @@ class RabbitReceiver:
             self._content_since = time.monotonic()
         elif time.monotonic() - self._content_since > STEADY:
             for tag in self._consumers.pop()[0]:
-                self._channel.basic_cancel(tag)
+                self._channel.basic_cancel(tag, callback=_ignore)
             self._content_since = time.monotonic()
 
     def _consume(self, prefetch: int) -> None:
