@@ -16,8 +16,8 @@ from mqkit.backends.rabbitmq.management import Management
 from mqkit.backends.rabbitmq.options import Server
 from mqkit.backends.rabbitmq.publisher import RabbitPublisher
 from mqkit.backends.rabbitmq.reader import Reader
-from mqkit.backends.rabbitmq.topology import Exchange, Queue, Route
-from mqkit.errors import MqkitError, NotFound, Unavailable
+from mqkit.backends.rabbitmq.topology import Exchange, Queue, Route, Step
+from mqkit.errors import MqkitError, NotFound, TopologyMismatch, Unavailable
 
 
 class RabbitAdmin:
@@ -40,8 +40,8 @@ class RabbitAdmin:
         for declaration in declarations:
             for step in topology.steps(declaration):
                 name = repr(step)
-                if name not in done and not self._agrees(declaration, step):
-                    self._declarer.make(step)
+                if name not in done:
+                    self._make(declaration, step)
                 done.add(name)
             self._learn(declaration)
 
@@ -155,15 +155,15 @@ class RabbitAdmin:
         if address.kind == "topic" and not address.dead:
             self._routes[address._replace(group="")] = topology.route_of(declaration)
 
-    def _agrees(self, declaration: Declaration, step: Any) -> bool:
-        """Whoever does not consume a source takes its queues as they are."""
-        if declaration.order is not None or not isinstance(step, Queue) or step.name.endswith(names.DEAD):
-            return False
+    def _make(self, declaration: Declaration, step: Step) -> None:
+        """Whoever does not consume a source takes its queues with either order."""
         try:
-            self._declarer.count(step.name)
-        except NotFound:
-            return False
-        return True
+            self._declarer.make(step)
+        except TopologyMismatch:
+            other = topology.with_other_order(declaration, step)
+            if other is None:
+                raise
+            self._declarer.make(other)
 
     def _queues_of(self, address: Address) -> list[str]:
         """Those that exist. Raises `NotFound`."""
@@ -191,7 +191,7 @@ class RabbitAdmin:
     def _delete_source(self, address: Address) -> None:
         doomed = [names.queue_of(address)]
         if not address.dead:
-            doomed += [*self._partitions(doomed[0]), names.queue_of(address.dead_letters), names.suspects_of(address)]
+            doomed += [*self._partitions(doomed[0]), names.queue_of(address.dead_letters), names.notes_of(address)]
         for queue in doomed:
             channel = self._declarer.channel
             self._link.call(channel, f"deleting {address}", channel.queue_delete, queue=queue)
@@ -223,7 +223,9 @@ class RabbitAdmin:
             waiting = set(owners)
             while waiting:
                 if time.monotonic() > deadline:
-                    raise Unavailable(f"{self._server} did not confirm {len(waiting)} copies in time; nothing was removed")
+                    raise Unavailable(
+                        f"{self._server} did not confirm {len(waiting)} copies in time; nothing was removed"
+                    )
                 for token, error in publisher.collect(0.1):
                     waiting.discard(token)
                     deadline = time.monotonic() + self._server.options.patience

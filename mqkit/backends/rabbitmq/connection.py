@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pika
@@ -134,7 +134,9 @@ class Connection:
         """Until everything sent on this channel before was taken by the server: it answers in order."""
         self.call(channel, "asking for an answer", channel.basic_qos, timeout=timeout)
 
-    def call(self, channel: Any, what: str, method: Callable[..., Any], timeout: float | None = None, **kwargs: Any) -> Any:
+    def call(
+        self, channel: Any, what: str, method: Callable[..., Any], timeout: float | None = None, **kwargs: Any
+    ) -> Any:
         """
         One request on an open channel and its answer.
 
@@ -169,10 +171,11 @@ class Connection:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def together(self) -> Any:
+    def together(self) -> Iterator[None]:
         """What is sent within travels in one write at the end."""
         wire = self._pika
-        wire.held = held = []
+        held: list[bytes] = []
+        wire.held = held
         try:
             yield
         finally:

@@ -28,9 +28,7 @@ class Declarer:
     def count(self, queue: str) -> tuple[int, int]:
         """Messages that wait there, and consumers. Raises `NotFound`."""
         what = f"looking at queue {queue!r}"
-        answer = self._connection.call(
-            self.channel, what, self.channel.queue_declare, queue=queue, passive=True
-        )
+        answer = self._connection.call(self.channel, what, self.channel.queue_declare, queue=queue, passive=True)
         return answer.message_count, answer.consumer_count
 
     def look(self, exchange: str) -> None:

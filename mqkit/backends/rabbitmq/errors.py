@@ -121,10 +121,10 @@ def translate(exc: BaseException, server: object, *, first: bool = False, tls: b
             return _error(row, server, every)
     if any(isinstance(one, amqp.ProbableAccessDeniedError) for one in every) and "not found" in texts:
         return _error((NotFound, "does not have this vhost; create it first"), server, every)
-    if any(isinstance(one, amqp.IncompatibleProtocolError) for one in every) and first and not tls:
-        if "ConnectionResetError" in texts or "reset by peer" in texts:
-            words = "closes connections at once: it may be its TLS port (write amqps://), or no RabbitMQ"
-            return _error((ConfigError, words), server, every)
+    reset = "ConnectionResetError" in texts or "reset by peer" in texts
+    if first and not tls and reset and any(isinstance(one, amqp.IncompatibleProtocolError) for one in every):
+        words = "closes connections at once: it may be its TLS port (write amqps://), or no RabbitMQ"
+        return _error((ConfigError, words), server, every)
     final = [row for row in found if row is not None and not row[0].retryable and row[0] is not MqkitError]
     known = [row for row in found if row is not None]
     return _error((final or known or [(Unavailable, "failed")])[0], server, every)

@@ -18,7 +18,7 @@ ADDRESS = "x-mqkit-address"  # queue argument that keeps what a shortened name c
 _RESERVED = ("amq.", "mqkit.")  # of the server, and ours
 
 DEAD = "//dead"
-SUSPECTS = "//suspects"
+NOTES = "//notes"
 LIVE = "//live"
 
 
@@ -40,8 +40,8 @@ def partition_queue(name: str, partition: int) -> str:
     return f"{name}//{partition}"
 
 
-def suspects_of(address: Address) -> str:
-    return queue_of(address) + SUSPECTS
+def notes_of(address: Address) -> str:
+    return queue_of(address) + NOTES
 
 
 def exchange_of(address: Address) -> str:
@@ -99,7 +99,8 @@ def rung(level: int) -> str:
 
 def units_of(delay: float) -> int:
     """A delay in steps of the ladder, never shorter than asked for."""
-    return max(1, min(2**RUNGS - 1, math.ceil(delay / UNIT - 1e-6)))  # 2.2 / 0.1 is a little over 22
+    units = math.ceil(delay / UNIT - 1e-6)  # 2.2 / 0.1 is a little over 22
+    return max(1, min((1 << RUNGS) - 1, units))
 
 
 def way_to_queue(queue: str) -> str:

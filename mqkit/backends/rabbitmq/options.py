@@ -65,7 +65,6 @@ class RabbitOptions:
         if bool(self.cert) != bool(self.key):
             raise ValueError("cert and key go together")
 
-
     @property
     def heartbeat(self) -> int:
         """Seconds between two heartbeats; whole ones, as AMQP has it. The server gives up after two that are missing."""

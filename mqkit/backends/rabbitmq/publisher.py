@@ -73,11 +73,11 @@ class _Lane:
     def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         """Nobody got it. Comes before its confirm, and does not carry its number."""
         del channel, body
+        way, id = (method.exchange, method.routing_key), properties.message_id
         for tag, message in self.unanswered.items():
-            if tag not in self._returned and wire.short_id(message.id) == properties.message_id:
-                if self._publisher.way(message) == (method.exchange, method.routing_key):
-                    self._returned.add(tag)
-                    return
+            if wire.short_id(message.id) == id and tag not in self._returned and self._publisher.way(message) == way:
+                self._returned.add(tag)
+                return
 
     def _on_confirm(self, frame: Any) -> None:
         method, unanswered = frame.method, self.unanswered

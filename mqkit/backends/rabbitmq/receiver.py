@@ -15,8 +15,8 @@ from mqkit.backends.base import Declaration, Done, Received, Release, Settlement
 from mqkit.backends.rabbitmq import names, topology, wire
 from mqkit.backends.rabbitmq.connection import Connection, closing_reason
 from mqkit.backends.rabbitmq.errors import refusal
+from mqkit.backends.rabbitmq.notes import Note, Notes
 from mqkit.backends.rabbitmq.parked import Parked, Waiting
-from mqkit.backends.rabbitmq.suspects import Suspects
 from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import LeaseLost, Lost, MqkitError
 
@@ -43,7 +43,8 @@ class RabbitReceiver:
         self._counted = topology.counts(source)
         self._ordered = topology.ordered(source) and not source.address.dead
         self._queues = names.queues_of(source.address, source.partitions)
-        self._suspects = Suspects(connection, source.address)
+        self._notes = Notes(connection, source.address)
+        self._read_notes: dict[str, Note] | None = None  # within one call of `_take`
         self._parked = Parked()
         self._tags = Tags()
         self._inbox: deque[tuple[Any, Any, bytes]] = deque()
@@ -87,10 +88,13 @@ class RabbitReceiver:
         return Turn(self._take(room) if room else (), (), refused)
 
     def isolate(self, delivery: Received) -> None:
-        self._suspects.note(delivery.id)
+        self._notes.write(Note(delivery.id, alone=1))
+        self._notes.confirm()
 
     def flush(self, timeout: float) -> Turn:
         refused = self._carry_out(pause=True)
+        self._notes.confirm(timeout)
+        self._notes.tidy(now=True)
         self._connection.barrier(self._channel, timeout)
         self._check()
         return Turn((), (), refused)
@@ -115,7 +119,7 @@ class RabbitReceiver:
         if pause and not self._ordered and any(isinstance(settlement, Release) for settlement in staged):
             self._withdraw()  # or what is given back would come straight back
         refused: list[tuple[Received, MqkitError]] = []
-        finished: list[str] = []
+        parked: list[tuple[Release, int]] = []
         hands, tags, channel = self._hands, self._tags, self._channel
         with self._connection.together():
             for settlement in staged:
@@ -125,19 +129,20 @@ class RabbitReceiver:
                     text = f"{received.id} of {self._address} is not in hand any more"
                     refused.append((received, LeaseLost(text)))
                     continue
-                if received.lost or received.solo:
-                    finished.append(received.id)
+                if isinstance(settlement, Release) and self._ordered:
+                    parked.append((settlement, tag))
+                    continue
+                self._notes.over(received.id)
                 if isinstance(settlement, Done):
                     tags.done(tag)
-                elif self._ordered:
-                    self._park(settlement, tag)
                 else:
                     tags.returned(tag)
                     channel.basic_nack(tag, requeue=True)
             for tag, multiple in tags.acknowledgements():
                 channel.basic_ack(tag, multiple)
-        if finished:
-            self._suspects.clear(finished)
+        for release, tag in parked:
+            self._park(release, tag)
+        self._notes.tidy(now=False)
         return refused
 
     def _refuse_staged(self) -> Sequence[tuple[Received, MqkitError]]:
@@ -159,10 +164,12 @@ class RabbitReceiver:
     def _park(self, release: Release, tag: int) -> None:
         received = release.delivery
         due = self.now() + release.after if release.after else 0.0
+        changes: dict[str, Any] = {"solo": 0}
+        note = None
         if release.attempt is not None:
-            changes: dict[str, Any] = {"attempt": release.attempt, "since": release.since, "lost": 0, "solo": 0}
-        else:
-            changes = {"solo": 0}
+            changes |= {"attempt": release.attempt, "since": release.since, "lost": 0}
+            note = Note(received.id, 0, release.attempt, release.since, due)
+        self._notes.released(received, note)
         self._parked.put(Waiting(tag, msgspec.structs.replace(received, **changes), due))
 
     # -- taking ------------------------------------------------------------------------------------------------------
@@ -182,7 +189,6 @@ class RabbitReceiver:
             self._hands[handle] = waiting.tag
             taken.append(msgspec.structs.replace(waiting.received, handle=handle))
         inbox, hands, base, address, counted = self._inbox, self._hands, self._base, self._address, self._counted
-        uncertain = False
         while inbox and len(taken) < room:
             method, properties, body = inbox.popleft()
             tag = method.delivery_tag
@@ -190,17 +196,27 @@ class RabbitReceiver:
             if self._ordered and self._parked.holds(received):
                 self._parked.put(Waiting(tag, received))
                 continue
+            if received.lost and self._noted(received, tag):
+                continue
             hands[base + tag] = tag
             taken.append(received)
-            uncertain = uncertain or received.lost > 0
-        if uncertain:
-            self._remember_suspects(taken)
+        self._read_notes = None
         return taken
 
-    def _remember_suspects(self, taken: Sequence[Received]) -> None:
-        notes = self._suspects.solo()
-        for received in taken if notes else ():
-            received.solo = notes[received.id]
+    def _noted(self, received: Received, tag: int) -> bool:
+        """What its last holder wrote about a message that has come back. True: it has to wait, in its place."""
+        if self._read_notes is None:
+            self._read_notes = self._notes.read()
+        note = self._read_notes.get(received.id)
+        if note is None:
+            return False
+        received.solo = note.alone
+        if note.attempt > received.attempt:
+            received.attempt, received.since = note.attempt, note.since
+        if not self._ordered or note.due <= self.now():
+            return False
+        self._parked.put(Waiting(tag, received, note.due))
+        return True
 
     # -- consuming ---------------------------------------------------------------------------------------------------
 

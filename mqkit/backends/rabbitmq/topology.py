@@ -11,7 +11,7 @@ from mqkit.errors import ConfigError
 from mqkit.native import RabbitQueue, RabbitTopic
 
 NO_LIMIT = 2**31 - 1  # hand-outs; without an argument RabbitMQ 4 drops a message after 20 returns
-MARKER_TTL = 24 * 3600  # seconds a note about a suspect is kept
+NOTES_LIVE = 24 * 3600  # seconds
 
 
 class Exchange(NamedTuple):
@@ -71,7 +71,9 @@ def queue_options(declaration: Declaration) -> RabbitQueue:
 
 def ordered(declaration: Declaration) -> bool:
     """Whoever does not consume has no say in the order; what they make is for a consumer with the default order."""
-    return declaration.order == "key" or (declaration.order is None and declaration.keyed and not declaration.priorities)
+    return declaration.order == "key" or (
+        declaration.order is None and declaration.keyed and not declaration.priorities
+    )
 
 
 def counts(declaration: Declaration) -> bool:
@@ -97,9 +99,15 @@ def steps(declaration: Declaration) -> Iterator[Step]:
     yield from _sources(declaration)
 
 
-def queue_steps(declaration: Declaration) -> list[Queue]:
-    """Only the queues one receives from."""
-    return [step for step in _sources(declaration) if isinstance(step, Queue) and not step.name.endswith(names.DEAD)]
+def with_other_order(declaration: Declaration, step: Step) -> Step | None:
+    """The same queue, had a consumer decided its order differently; None where there is no choice or it is made."""
+    undecided = declaration.order is None and declaration.keyed and not declaration.priorities
+    if not undecided or not isinstance(step, Queue) or step.name.endswith(names.DEAD):
+        return None
+    arguments = dict(step.arguments)
+    if arguments.pop("x-single-active-consumer", None) is None:
+        arguments["x-single-active-consumer"] = True
+    return Queue(step.name, arguments)
 
 
 def ladder() -> Iterator[Step]:
@@ -114,10 +122,10 @@ def ladder() -> Iterator[Step]:
         yield BindExchange(below, exchange, f"{stars}0.#")
 
 
-def suspects(address: Address) -> Queue:
-    """Notes about messages that run alone; see `suspects.py`."""
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT, "x-message-ttl": MARKER_TTL * 1000}
-    return Queue(names.suspects_of(address), arguments)
+def notes(address: Address) -> Queue:
+    """See `notes.py`."""
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT, "x-message-ttl": NOTES_LIVE * 1000}
+    return Queue(names.notes_of(address), arguments)
 
 
 def _topic(declaration: Declaration) -> Iterator[Step]:
@@ -191,7 +199,9 @@ def _arguments(declaration: Declaration) -> dict[str, Any]:
     for name in ("x-max-length", "x-max-length-bytes"):
         if name in own:
             # A full queue refuses what comes out of the ladder, which then stops for everybody.
-            raise ConfigError(f"{declaration.address}: {name} in RabbitQueue(arguments=) would block delays and retries")
+            raise ConfigError(
+                f"{declaration.address}: {name} in RabbitQueue(arguments=) would block delays and retries"
+            )
     return arguments | own | _kept_name(declaration.address)
 
 

@@ -17,7 +17,12 @@ from mqkit.errors import MessageTooLarge, MqkitError, Unencodable
 SHORT = 255  # bytes of a short string: names, routing keys, header names and some properties
 KEY, EXPIRES, ID = "mq-key", "mq-expires", "mq-id"
 COUNT = "x-delivery-count"
-_NATIVE = {"mq-type": "type", "mq-content-type": "content_type", "mq-correlation-id": "correlation_id", "mq-reply-to": "reply_to"}
+_NATIVE = {
+    "mq-type": "type",
+    "mq-content-type": "content_type",
+    "mq-correlation-id": "correlation_id",
+    "mq-reply-to": "reply_to",
+}
 _PERSISTENT = 2
 _FRAME = 8  # bytes a frame takes around its content
 
@@ -68,7 +73,9 @@ def refused(message: Outgoing, encoded: pika.BasicProperties, frame_max: int) ->
         return None
     for name in message.headers:
         if not _fits(name):
-            return Unencodable(f"header {name[:40]!r}... has {len(name.encode())} bytes; RabbitMQ takes {SHORT} of a name")
+            return Unencodable(
+                f"header {name[:40]!r}... has {len(name.encode())} bytes; RabbitMQ takes {SHORT} of a name"
+            )
     if sum(map(len, message.headers)) + sum(map(len, message.headers.values())) < frame_max // 8:
         return None
     size = sum(len(piece) for piece in encoded.encode()) + _FRAME
@@ -139,5 +146,3 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
-
-
