@@ -47,11 +47,16 @@ class RabbitAdmin:
 
     def check(self, declarations: Sequence[Declaration]) -> None:
         for declaration in declarations:
-            for step in topology.steps(declaration):
-                if isinstance(step, Queue):
-                    self._declarer.count(step.name)
-                elif isinstance(step, Exchange):
-                    self._declarer.look(step.name)
+            try:
+                for step in topology.steps(declaration):
+                    if step[0] in _SHARED:
+                        continue
+                    if isinstance(step, Queue):
+                        self._declarer.count(step.name)
+                    elif isinstance(step, Exchange):
+                        self._declarer.look(step.name)
+            except NotFound as exc:
+                raise NotFound(f"{declaration.address} does not exist on {self._server}") from exc
             self._learn(declaration)
 
     def describe(self) -> Sequence[Depth]:
@@ -96,10 +101,10 @@ class RabbitAdmin:
             return 0
         reader = self._reader_of(address)
         reader.read(2**31)
-        there = {received.id for _, received in reader.messages} & set(replacements)
+        there = dict.fromkeys(received.id for _, received in reader.messages if received.id in replacements)
         failed: dict[str, MqkitError] = {}
         self._publish([(id, copy) for id in there for copy in replacements[id]], failed)
-        settled = there - set(failed)
+        settled = set(there) - set(failed)
         if settled:
             reader.remove(settled)
         self._drop_reader()
@@ -159,11 +164,15 @@ class RabbitAdmin:
         """Whoever does not consume a source takes its queues with either order."""
         try:
             self._declarer.make(step)
-        except TopologyMismatch:
+        except TopologyMismatch as exc:
             other = topology.with_other_order(declaration, step)
-            if other is None:
-                raise
-            self._declarer.make(other)
+            try:
+                if other is None:
+                    raise
+                self._declarer.make(other)
+            except TopologyMismatch:
+                text = f"{declaration.address} exists with another key, order, priorities or native options"
+                raise TopologyMismatch(f"{text}: {exc}") from exc
 
     def _queues_of(self, address: Address) -> list[str]:
         """Those that exist. Raises `NotFound`."""
@@ -256,6 +265,7 @@ class RabbitAdmin:
         return counts
 
 
+_SHARED = (names.UNDELIVERABLE, names.DELIVER)  # made with whatever is declared first
 _MOST_DELAYED = 10_000  # messages of one rung that are looked at; of more their owners are estimated
 
 

@@ -21,6 +21,8 @@ from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import LeaseLost, Lost, MqkitError
 
 MOST = 65_535  # of a prefetch
+AT_ONCE = 16  # acknowledgements a queue takes without letting others wait
+PACE = 0.005  # seconds it has for them before the next ones
 STEADY = 1.0  # seconds for which less must be wanted before the server is told to send less
 _SPREADS = (4, 0)  # version from which the priority of a consumer decides which one of a queue is active
 _epochs = itertools.count(1)
@@ -114,52 +116,72 @@ class RabbitReceiver:
     # -- settling ----------------------------------------------------------------------------------------------------
 
     def _carry_out(self, *, pause: bool) -> Sequence[tuple[Received, MqkitError]]:
+        """With `pause`: nothing is wanted now, so what is given back must not come straight back."""
         self._check()
         staged, self._staged = self._staged, []
-        if pause and not self._ordered and any(isinstance(settlement, Release) for settlement in staged):
-            self._withdraw()  # or what is given back would come straight back
         refused: list[tuple[Received, MqkitError]] = []
-        parked: list[tuple[Release, int]] = []
-        hands, tags, channel = self._hands, self._tags, self._channel
-        with self._connection.together():
-            for settlement in staged:
-                received = settlement.delivery
-                tag = hands.pop(received.handle, None)  # type: ignore[call-overload]  # ours are integers
-                if tag is None:
-                    text = f"{received.id} of {self._address} is not in hand any more"
-                    refused.append((received, LeaseLost(text)))
-                    continue
-                if isinstance(settlement, Release) and self._ordered:
-                    parked.append((settlement, tag))
-                    continue
+        released: list[tuple[Release, int]] = []
+        hands, tags = self._hands, self._tags
+        for settlement in staged:
+            received = settlement.delivery
+            tag = hands.pop(received.handle, None)  # type: ignore[call-overload]  # ours are integers
+            if tag is None:
+                refused.append((received, LeaseLost(f"{received.id} of {self._address} is not in hand any more")))
+            elif isinstance(settlement, Done):
+                tags.done(tag)
                 self._notes.over(received.id)
-                if isinstance(settlement, Done):
-                    tags.done(tag)
-                else:
-                    tags.returned(tag)
-                    channel.basic_nack(tag, requeue=True)
-            for tag, multiple in tags.acknowledgements():
-                channel.basic_ack(tag, multiple)
-        for release, tag in parked:
-            self._park(release, tag)
+            else:
+                released.append((settlement, tag))
+        self._acknowledge(patiently=pause)
+        if released and self._ordered:
+            for release, tag in released:
+                self._park(release, tag)
+        elif released:
+            if pause:
+                self._stop_consuming()
+            self._give_back(released, everything=pause)
         self._notes.tidy(now=False)
         return refused
+
+    def _acknowledge(self, *, patiently: bool) -> None:
+        """
+        Patiently: a quorum queue takes some 32 commands of a channel at once. Later ones wait in the channel and are
+        forgotten if it is closed meanwhile. Source: rabbit_fifo_client.erl, SOFT_LIMIT.
+        """
+        acknowledgements = list(self._tags.acknowledgements())
+        for first in range(0, len(acknowledgements), AT_ONCE if patiently else MOST):
+            if first:
+                self._connection.barrier(self._channel)
+                self._connection.step(PACE)
+            with self._connection.together():
+                for tag, multiple in acknowledgements[first : first + (AT_ONCE if patiently else MOST)]:
+                    self._channel.basic_ack(tag, multiple)
+
+    def _stop_consuming(self) -> None:
+        """Its answer comes when the queues have carried out the acknowledgements before."""
+        answers: list[Any] = []
+        cancelled = [tag for tags, _ in self._consumers for tag in tags]
+        self._consumers.clear()
+        for tag in cancelled:
+            self._channel.basic_cancel(tag, callback=answers.append)
+        self._connection.wait(lambda: len(answers) == len(cancelled) or not self._channel.is_open, "cancelling")
+
+    def _give_back(self, released: Sequence[tuple[Release, int]], *, everything: bool) -> None:
+        """To the server, which hands it out anew; also what has come and was not handed out, if nothing is wanted."""
+        back = [tag for _, tag in released]
+        for release, _ in released:
+            self._notes.over(release.delivery.id)
+        if everything:
+            back += [method.delivery_tag for method, _, _ in self._inbox]
+            self._inbox.clear()
+        with self._connection.together():
+            for tag, multiple in self._tags.returned(back):
+                self._channel.basic_nack(tag, multiple, requeue=True)
 
     def _refuse_staged(self) -> Sequence[tuple[Received, MqkitError]]:
         staged, self._staged = self._staged, []
         error = LeaseLost(f"{self._address} was given to others while this process slept")
         return [(settlement.delivery, error) for settlement in staged]
-
-    def _withdraw(self) -> None:
-        """Stop consuming for now, and give back what has come and was not handed out."""
-        for tags, _ in self._consumers:
-            for tag in tags:
-                self._channel.basic_cancel(tag, callback=_ignore)
-        self._consumers.clear()
-        while self._inbox:
-            tag = self._inbox.popleft()[0].delivery_tag
-            self._tags.returned(tag)
-            self._channel.basic_nack(tag, requeue=True)
 
     def _park(self, release: Release, tag: int) -> None:
         received = release.delivery
@@ -235,7 +257,7 @@ class RabbitReceiver:
         elif self._ordered or self._address.dead:
             return
         elif wanted > have:
-            self._consume(max(have, wanted - have) // len(self._queues) or 1)
+            self._consume(min(max(have, wanted - have), self._window - have) // len(self._queues) or 1)
             self._content_since = time.monotonic()
         elif wanted * 4 > have or len(self._consumers) == 1:
             self._content_since = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class Tags:
@@ -27,9 +27,17 @@ class Tags:
     def done(self, tag: int) -> None:
         self._done.add(tag)
 
-    def returned(self, tag: int) -> None:
-        """Given back to the server."""
-        self._over.add(tag)
+    def returned(self, tags: Iterable[int]) -> Iterator[tuple[int, bool]]:
+        """How to give these back to the server, each as (tag, multiple): at once if nothing else is unsettled."""
+        back = sorted(tags)
+        if len(back) > 1 and len(back) == len(self._order) - len(self._over):
+            self._order.clear()
+            self._over.clear()
+            yield back[-1], True
+            return
+        self._over.update(back)
+        for tag in back:
+            yield tag, False
 
     def acknowledgements(self) -> Iterator[tuple[int, bool]]:
         """Each as (tag, multiple). What they cover is settled afterwards."""

@@ -32,7 +32,6 @@ class Native(NamedTuple):
 
     exchange: str
     routing_key: str
-    redelivered: bool
     properties: pika.BasicProperties
 
 
@@ -125,7 +124,7 @@ def received(
         _number(expires),
         properties.priority or 0,
         None,
-        Native(method.exchange, method.routing_key, method.redelivered, properties),
+        Native(method.exchange, method.routing_key, properties),
     )
 
 
