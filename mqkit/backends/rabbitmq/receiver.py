@@ -21,6 +21,8 @@ from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import LeaseLost, Lost, MqkitError
 
 MOST = 65_535  # of a prefetch
+KEEP = 0.2  # seconds for which what was given back stays here, in case it is wanted here again
+FEW = 4  # acknowledgements that leave no doubt
 AT_ONCE = 16  # acknowledgements a queue takes without letting others wait
 PACE = 0.005  # seconds it has for them before the next ones
 STEADY = 1.0  # seconds for which less must be wanted before the server is told to send less
@@ -33,7 +35,7 @@ class RabbitReceiver:
     See `base.Receiver`.
 
     The server pushes up to a prefetch; what has come and is not handed out waits in `_inbox`. Without order, what is
-    given back goes back to the server. With order it stays here, unacknowledged and in its place.
+    given back goes to the server after a moment. With order it stays here, unacknowledged and in its place.
     """
 
     def __init__(self, connection: Connection, source: Declaration, window: int, now: Callable[[], float]) -> None:
@@ -52,6 +54,8 @@ class RabbitReceiver:
         self._inbox: deque[tuple[Any, Any, bytes]] = deque()
         self._hands: dict[int, int] = {}  # handle to tag
         self._staged: list[Settlement] = []
+        self._kept: deque[tuple[int, Received]] = deque()
+        self._kept_since = 0.0
         self._base = next(_epochs) << 48
         self._again = itertools.count(1 << 47)  # handles of those that are handed out again from here
         self._trouble: MqkitError | None = None
@@ -81,7 +85,9 @@ class RabbitReceiver:
                     raise
                 self._trouble = exc
                 return Turn((), (), self._refuse_staged())
-        refused = self._carry_out(pause=not room) if self._staged else ()
+        refused = self._carry_out(patiently=False) if self._staged else ()
+        if self._kept and not room and time.monotonic() - self._kept_since > KEEP:
+            self._give_back()
         if room:
             self._ask_for(room)
         self._connection.step(self._patience(room, timeout) if not refused else 0.0)
@@ -94,7 +100,7 @@ class RabbitReceiver:
         self._notes.confirm()
 
     def flush(self, timeout: float) -> Turn:
-        refused = self._carry_out(pause=True)
+        refused = self._carry_out(patiently=True)
         self._notes.confirm(timeout)
         self._notes.tidy(now=True)
         self._connection.barrier(self._channel, timeout)
@@ -115,8 +121,7 @@ class RabbitReceiver:
 
     # -- settling ----------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, *, pause: bool) -> Sequence[tuple[Received, MqkitError]]:
-        """With `pause`: nothing is wanted now, so what is given back must not come straight back."""
+    def _carry_out(self, *, patiently: bool) -> Sequence[tuple[Received, MqkitError]]:
         self._check()
         staged, self._staged = self._staged, []
         refused: list[tuple[Received, MqkitError]] = []
@@ -132,14 +137,12 @@ class RabbitReceiver:
                 self._notes.over(received.id)
             else:
                 released.append((settlement, tag))
-        self._acknowledge(patiently=pause)
-        if released and self._ordered:
-            for release, tag in released:
+        self._acknowledge(patiently=patiently)
+        for release, tag in released:
+            if self._ordered:
                 self._park(release, tag)
-        elif released:
-            if pause:
-                self._stop_consuming()
-            self._give_back(released, everything=pause)
+            else:
+                self._keep(release.delivery, tag)
         self._notes.tidy(now=False)
         return refused
 
@@ -156,6 +159,8 @@ class RabbitReceiver:
             with self._connection.together():
                 for tag, multiple in acknowledgements[first : first + (AT_ONCE if patiently else MOST)]:
                     self._channel.basic_ack(tag, multiple)
+        if patiently and len(acknowledgements) > FEW and not self._ordered:
+            self._stop_consuming()
 
     def _stop_consuming(self) -> None:
         """Its answer comes when the queues have carried out the acknowledgements before."""
@@ -166,14 +171,19 @@ class RabbitReceiver:
             self._channel.basic_cancel(tag, callback=answers.append)
         self._connection.wait(lambda: len(answers) == len(cancelled) or not self._channel.is_open, "cancelling")
 
-    def _give_back(self, released: Sequence[tuple[Release, int]], *, everything: bool) -> None:
-        """To the server, which hands it out anew; also what has come and was not handed out, if nothing is wanted."""
-        back = [tag for _, tag in released]
-        for release, _ in released:
-            self._notes.over(release.delivery.id)
-        if everything:
-            back += [method.delivery_tag for method, _, _ in self._inbox]
-            self._inbox.clear()
+    def _keep(self, received: Received, tag: int) -> None:
+        """Given back: for a moment it stays here, because the server would count its return as if its holder had died."""
+        self._notes.over(received.id)
+        if not self._kept:
+            self._kept_since = time.monotonic()
+        self._kept.append((tag, msgspec.structs.replace(received, solo=0)))
+
+    def _give_back(self) -> None:
+        """Nothing is wanted here: what is kept and what has come and was not handed out goes to others."""
+        self._stop_consuming()
+        back = [tag for tag, _ in self._kept] + [method.delivery_tag for method, _, _ in self._inbox]
+        self._kept.clear()
+        self._inbox.clear()
         with self._connection.together():
             for tag, multiple in self._tags.returned(back):
                 self._channel.basic_nack(tag, multiple, requeue=True)
@@ -198,8 +208,8 @@ class RabbitReceiver:
 
     def _patience(self, room: int, timeout: float) -> float:
         if not room:
-            return timeout
-        if self._inbox:
+            return min(timeout, KEEP) if self._kept else timeout
+        if self._inbox or self._kept:
             return 0.0
         due = self._parked.next_due()
         return timeout if due is None else max(0.0, min(timeout, due - self.now()))
@@ -207,9 +217,9 @@ class RabbitReceiver:
     def _take(self, room: int) -> list[Received]:
         taken: list[Received] = []
         for waiting in self._parked.take(room, self.now()) if self._ordered else ():
-            handle = self._base + next(self._again)
-            self._hands[handle] = waiting.tag
-            taken.append(msgspec.structs.replace(waiting.received, handle=handle))
+            taken.append(self._once_more(waiting.tag, waiting.received))
+        while self._kept and len(taken) < room:
+            taken.append(self._once_more(*self._kept.popleft()))
         inbox, hands, base, address, counted = self._inbox, self._hands, self._base, self._address, self._counted
         while inbox and len(taken) < room:
             method, properties, body = inbox.popleft()
@@ -224,6 +234,11 @@ class RabbitReceiver:
             taken.append(received)
         self._read_notes = None
         return taken
+
+    def _once_more(self, tag: int, received: Received) -> Received:
+        handle = self._base + next(self._again)
+        self._hands[handle] = tag
+        return msgspec.structs.replace(received, handle=handle)
 
     def _noted(self, received: Received, tag: int) -> bool:
         """What its last holder wrote about a message that has come back. True: it has to wait, in its place."""

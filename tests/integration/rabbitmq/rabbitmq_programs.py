@@ -36,7 +36,7 @@ def consume_keyed(url: str, seed: str) -> None:
     """Lines are `key number attempt outcome`. Three of ten attempts fail."""
     bus, chance = Bus(url), random.Random(int(seed))
 
-    @bus.on(steps, concurrency=8, retry=Retry(attempts=20, backoff=fixed(0.05)))
+    @bus.on(steps, concurrency=8, retry=Retry(attempts=50, backoff=fixed(0.05), crashes=1000))
     def handle(step: list[int], delivery: Delivery[list[int]]) -> None:
         time.sleep(0.002)
         if chance.random() < 0.3:
