@@ -37,8 +37,10 @@ def backend_for(url: Url, clock: Clock) -> Backend:
     except ModuleNotFoundError as exc:
         if exc.name and exc.name.split(".")[0] == "mqkit":
             raise
+        module = found[url.scheme].module
+        extra = module.removeprefix("mqkit.backends.") if module.startswith("mqkit.backends.") else url.scheme
         raise ExtraMissing(
-            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: pip install 'mqkit[{url.scheme}]'"
+            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: pip install 'mqkit[{extra}]'"
         ) from exc
     if clock.virtual and not make.virtual_clock:
         raise ConfigError(f"a virtual clock cannot move {url.scheme}://, which keeps real time; use it with memory://")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -18,7 +20,7 @@ import pika
 from mqkit.backends.base import Depth
 from mqkit.backends.rabbitmq import names
 from mqkit.destinations import Destination
-from mqkit.testing.brokers import RabbitProcess
+from mqkit.testing.brokers import Certificates, RabbitProcess
 from mqkit.testing.conformance import Harness
 
 TICK = 0.05  # seconds after which the server tells its own API of changes
@@ -82,10 +84,13 @@ class RabbitServer:
 
 
 def running_server() -> Iterator[RabbitServer]:
-    with RabbitProcess(config={"collect_statistics_interval": str(int(TICK * 1000))}) as process:
-        server = RabbitServer(process)
-        server.hurry()
-        yield server
+    with tempfile.TemporaryDirectory() as folder:
+        certificates = Certificates.make(Path(folder))
+        config = {"collect_statistics_interval": str(int(TICK * 1000))}
+        with RabbitProcess(config=config, tls=certificates) as process:
+            server = RabbitServer(process)
+            server.hurry()
+            yield server
 
 
 class RabbitHarness(Harness):
@@ -118,6 +123,23 @@ class RabbitHarness(Harness):
                 if method is None:
                     return found
                 found.append(body)
+
+    def driver(self) -> tuple[str, str]:
+        return "pika", "rabbitmq"
+
+    def denied_url(self) -> str:
+        return f"amqp://guest:wrong@127.0.0.1:{self.server.process.port}/{self.vhost}"
+
+    def untrusted_url(self) -> str:
+        return self.server.process.tls_url
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        self.server.process.freeze()
+        try:
+            yield
+        finally:
+            self.server.process.thaw()
 
     def restart(self) -> None:
         self.server.process.kill()

@@ -26,7 +26,10 @@ ANSWER = 2.0  # ... and seconds it has for the answer
 FAREWELL = 1.0  # seconds a polite close may take
 
 
-class _Wire(pika.SelectConnection):  # type: ignore[misc]  # pika has no types
+_SelectConnection: Any = pika.SelectConnection  # pika has no types
+
+
+class _Wire(_SelectConnection):  # type: ignore[misc]
     """pika writes to the socket once per frame, three times per message. This writes once, or once per batch."""
 
     held: list[bytes] | None = None
@@ -182,6 +185,10 @@ class Connection:
             wire.held = None
             if held and self._closed_by is None:
                 wire._output_marshaled_frames(held)
+
+    def write(self, frames: bytes) -> None:
+        """Frames that were encoded elsewhere, of a channel that is open."""
+        self._pika._output_marshaled_frames((frames,))
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pika
+from pika.spec import Basic
 
 from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names, topology
@@ -76,9 +77,8 @@ class Notes:
 
     def write(self, note: Note) -> None:
         """Does not wait for the server; `confirm` does."""
-        if self._out is None or not self._out.is_open:
-            self._open()
-        self._out.basic_publish("", self._queue, _encode(note), pika.BasicProperties(delivery_mode=2))
+        out = self._out if self._out is not None and self._out.is_open else self._open()
+        out.basic_publish("", self._queue, _encode(note), pika.BasicProperties(delivery_mode=2))
         self._written += 1
         self._known.add(note.id)
         if note.alone:
@@ -123,7 +123,7 @@ class Notes:
         self._alone -= self._over
         self._over.clear()
 
-    def _open(self) -> None:
+    def _open(self) -> Any:
         self._declarer.make(topology.notes(self._address))
         self._out = channel = self._connection.channel()
         self._written = self._confirmed = 0
@@ -153,7 +153,7 @@ class Notes:
             del properties
             answer.append((_decode(body), method.delivery_tag))
 
-        channel.add_callback(empty.append, [pika.spec.Basic.GetEmpty])
+        channel.add_callback(empty.append, [Basic.GetEmpty])
         channel.basic_get(self._queue, got)
         self._connection.wait(lambda: answer or empty or not channel.is_open, "reading notes")
         return answer[0] if answer else None

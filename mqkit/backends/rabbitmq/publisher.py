@@ -8,7 +8,7 @@ from typing import Any
 from pika import exceptions as amqp
 
 from mqkit.backends.base import Address, Outcome, Outgoing
-from mqkit.backends.rabbitmq import names, topology, wire
+from mqkit.backends.rabbitmq import frames, names, topology, wire
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import send_without_waiting
 from mqkit.backends.rabbitmq.errors import refusal, translate
@@ -37,6 +37,8 @@ class _Lane:
         self.unanswered: dict[int, Outgoing] = {}
         self._publisher = publisher
         self._mandatory = name in (QUEUES, LADDER)  # a topic without groups accepts what reaches nobody
+        self._frame_max = publisher.connection.frame_max
+        self._largest = self._frame_max - 8  # of a body, beside what is around it
         self._next = 1
         self._returned: set[int] = set()
         self._confirming = False
@@ -50,11 +52,15 @@ class _Lane:
             return
         publisher = self._publisher
         properties = wire.properties(message, publisher.now())
-        error = wire.refused(message, properties, publisher.connection.frame_max)
+        error = wire.refused(message, properties, self._frame_max)
         if error is not None:
             raise error
         exchange, key = publisher.way(message)
-        self._channel.basic_publish(exchange, key, message.body, properties, self._mandatory)
+        if frames.SOUND:
+            number, link = self._channel.channel_number, publisher.connection
+            link.write(frames.publish(number, exchange, key, self._mandatory, properties, message.body, self._largest))
+        else:
+            self._channel.basic_publish(exchange, key, message.body, properties, self._mandatory)
         self.unanswered[self._next] = message
         self._next += 1
 

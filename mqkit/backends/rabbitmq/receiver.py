@@ -90,8 +90,9 @@ class RabbitReceiver:
             self._give_back()
         if room:
             self._ask_for(room)
+        began = time.monotonic()
         self._connection.step(self._patience(room, timeout) if not refused else 0.0)
-        self._served = time.monotonic()
+        self._served = began  # not now: it may have slept inside
         self._check()
         return Turn(self._take(room) if room else (), (), refused)
 

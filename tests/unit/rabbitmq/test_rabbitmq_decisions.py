@@ -6,6 +6,8 @@ import ssl
 from collections.abc import Iterator
 
 import pika
+import pika.frame
+import pika.spec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from pika.adapters.utils import connection_workflow as flow
 
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Address, Declaration, Outgoing, Received
-from mqkit.backends.rabbitmq import names, topology, wire
+from mqkit.backends.rabbitmq import frames, names, topology, wire
 from mqkit.backends.rabbitmq.errors import CODES, ERRORS, nested, refusal, translate
 from mqkit.backends.rabbitmq.options import RabbitOptions, Server
 from mqkit.backends.rabbitmq.parked import Parked, Waiting
@@ -216,6 +218,32 @@ class TestWire:
 
         assert (got.headers, got.lost) == ({"colour": "red", "n": "5"}, 3)
         assert got.id
+
+
+class TestFrames:
+    @given(
+        id=st.text(min_size=1, max_size=60),
+        headers=st.dictionaries(text, text, max_size=3),
+        priority=st.integers(0, 200),
+        size=st.integers(0, 70),
+    )
+    def test_frames_are_those_of_pika(self, id: str, headers: dict[str, str], priority: int, size: int) -> None:
+        try:
+            id.encode()
+        except UnicodeEncodeError:
+            return
+        sent = Outgoing(
+            Address("queue", "q"), id, bytes(size), None, headers, Envelope("T", "c", "x"), priority=priority
+        )
+        properties = wire.properties(sent, 0.0)
+
+        encoded = frames.publish(3, "e", "k", True, properties, sent.body, 20)
+
+        theirs = pika.frame.Method(3, pika.spec.Basic.Publish(exchange="e", routing_key="k", mandatory=True)).marshal()
+        theirs += pika.frame.Header(3, size, properties).marshal()
+        theirs += b"".join(pika.frame.Body(3, sent.body[at : at + 20]).marshal() for at in range(0, size, 20))
+        assert encoded == theirs
+        assert frames.SOUND
 
 
 class _Method:
