@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import pika
 from pika import frame, spec
@@ -75,7 +76,7 @@ def _short(text: str) -> bytes:
     return bytes((len(data),)) + data
 
 
-def _table(headers: Mapping[str, str]) -> bytes:
+def _table(headers: Mapping[str, Any]) -> bytes:
     parts = [b""]
     for name, value in headers.items():
         data = value.encode()
@@ -89,8 +90,9 @@ def _agrees_with_pika() -> bool:
         content_type="a", headers={"b": "ü"}, delivery_mode=2, priority=3, correlation_id="c", reply_to="d",
         message_id="e", type="f",
     )  # fmt: skip
-    theirs = frame.Header(7, 5, sample).marshal() + frame.Body(7, b"hello").marshal()
-    return publish(7, "x", "k", True, sample, b"hello", 100) == _method(7, "x", "k", True) + theirs
+    theirs: bytes = frame.Header(7, 5, sample).marshal() + frame.Body(7, b"hello").marshal()
+    ours = publish(7, "x", "k", True, sample, b"hello", 100)
+    return ours == _method(7, "x", "k", True) + theirs
 
 
 SOUND = _agrees_with_pika()
