@@ -133,6 +133,7 @@ class Notes:
             "asking for confirms",
             lambda callback: channel.confirm_delivery(self._on_confirm, callback=callback),
         )
+        return channel
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
