@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import footprint, memory, peers, redis, redis_raw, sqlite, sqlite_raw
+from benchmarks import footprint, memory, peers, rabbitmq, rabbitmq_raw, redis, redis_raw, sqlite, sqlite_raw
 from benchmarks.contest import Contest, Goal
 from benchmarks.footprint import MEGABYTES, MILLISECONDS
 from benchmarks.sample import CPU, MEDIAN, RATE
@@ -64,6 +64,18 @@ CONTESTS = (
         {"1 thread": sqlite.publish_waiting, "8 threads": sqlite.publish_waiting_from_8_threads},
         (Goal("8 threads", RATE, least=3.0, against="1 thread"),),
         "Every thread waits for each of its publishes; those that wait at the same time share a commit.",
+    ),
+    Contest(
+        "rabbitmq-publish",
+        {"pika SelectConnection": rabbitmq_raw.publish, "mqkit publish_soon": rabbitmq.publish},
+        (Goal("mqkit publish_soon", RATE, least=1.0, against="pika SelectConnection"),),
+        "Documents of 1 KiB to a quorum queue, persistent, mandatory, confirmed, 1000 on their way at a time.",
+    ),
+    Contest(
+        "rabbitmq-consume",
+        {"pika BlockingConnection": rabbitmq_raw.consume, "mqkit": rabbitmq.consume},
+        (Goal("mqkit", RATE, least=1.8, against="pika BlockingConnection"),),
+        "As before, prefetch 1000; pika acknowledges each message by itself, mqkit those that are done at once.",
     ),
     Contest(
         "redis-publish",

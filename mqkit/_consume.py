@@ -31,6 +31,7 @@ from mqkit.verdicts import Reject
 log = logging.getLogger("mqkit")
 
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
+COPIES = 1.5  # seconds a stop waits beyond its grace for copies that are with the broker
 
 
 class ConsumePump:
@@ -456,6 +457,8 @@ class ConsumePump:
         if hand.inflight and over >= 0 and self._crew is not None:
             self._crew.cancel()  # tasks end now and are released uncounted; threads go on, the broker takes theirs back
         linger = 0.0 if self.settings.window else 1.0  # for cancelled tasks to say so; a pull loop has none
+        if self._endings.awaiting:  # without their confirm the original would come again beside its copies
+            linger = COPIES
         if hand.inflight and over < linger:
             return False
         self._lose(receiver, receiver.flush(5.0))

@@ -142,6 +142,11 @@ class Endings:
             self.forget(delivery._received.handle)
         return waiting
 
+    @property
+    def awaiting(self) -> bool:
+        """Are copies on their way, or to be tried again?"""
+        return bool(self._awaited)
+
     def clear(self) -> None:
         self._awaited.clear()
         self.parked.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -43,9 +44,14 @@ def to_headers(envelope: Envelope) -> dict[str, str]:
     """The envelope as text headers, absent fields left out; for systems whose messages carry a flat table."""
     fields = msgspec.to_builtins(envelope)
     dead = fields.pop("dead", None) or {}
-    headers = {f"{PREFIX}{name.replace('_', '-')}": str(value) for name, value in fields.items()}
-    headers.update({f"{PREFIX}dead-{name.replace('_', '-')}": str(value) for name, value in dead.items()})
+    headers = {_header(name): str(value) for name, value in fields.items()}
+    headers.update({_header(f"dead_{name}"): str(value) for name, value in dead.items()})
     return headers
+
+
+@functools.cache
+def _header(field: str) -> str:
+    return f"{PREFIX}{field.replace('_', '-')}"
 
 
 def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
@@ -55,27 +61,38 @@ def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
     Fields that a foreign sender filled with something unreadable are dropped, never an error: the body decides whether
     a message can be handled.
     """
-    user = {name: value for name, value in headers.items() if not name.startswith(PREFIX)}
-    ours = {name[len(PREFIX) :].replace("-", "_"): value for name, value in headers.items() if name.startswith(PREFIX)}
-    dead = {name[5:]: value for name, value in ours.items() if name.startswith("dead_")}
-    envelope = Envelope(**_readable(Envelope, ours))
-    if "reason" in dead:
-        envelope.dead = Dead(**_readable(Dead, dead))
+    user: dict[str, str] = {}
+    ours: dict[str, str] = {}
+    for name, value in headers.items():
+        if name.startswith(PREFIX):
+            ours[name] = value
+        else:
+            user[name] = value
+    envelope = Envelope(**_readable(Envelope, "", ours))
+    if f"{PREFIX}dead-reason" in ours:
+        envelope.dead = Dead(**_readable(Dead, "dead_", ours))
     return envelope, user
 
 
 _TEXT_TYPES = {"str": str, "float": float, "int": int}
 
 
-def _readable(struct: type[msgspec.Struct], texts: Mapping[str, str]) -> dict[str, Any]:
+def _readable(struct: type[msgspec.Struct], prefix: str, texts: Mapping[str, str]) -> dict[str, Any]:
     known: dict[str, Any] = {}
-    for field in msgspec.structs.fields(struct):
-        text = texts.get(field.name)
-        convert = _TEXT_TYPES.get(getattr(field.type, "__name__", ""))
-        if text is None or convert is None:
+    for header, field, convert in _fields(struct, prefix):
+        if header not in texts:
             continue
         try:
-            known[field.name] = convert(text)
+            known[field] = convert(texts[header])
         except ValueError:
             continue
     return known
+
+
+@functools.cache  # asking msgspec for the fields costs more than all the rest of a message
+def _fields(struct: type[msgspec.Struct], prefix: str) -> Sequence[tuple[str, str, Callable[[str], Any]]]:
+    return [
+        (_header(prefix + field.name), field.name, _TEXT_TYPES[name])
+        for field in msgspec.structs.fields(struct)
+        if (name := getattr(field.type, "__name__", "")) in _TEXT_TYPES
+    ]

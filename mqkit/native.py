@@ -8,7 +8,8 @@ The `kind` of an options object is that of the destinations it is for.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from mqkit._numbers import finite
 from mqkit.errors import ConfigError
@@ -98,6 +99,46 @@ class SqliteTransaction:
 
     connection: Any
     backend = "sqlite"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RabbitQueue:
+    """
+    Options of a queue on RabbitMQ.
+
+    Args:
+        type: `quorum` is replicated and counts hand-outs, which the limit on crashes needs; `classic` does neither. Empty:
+            quorum, or classic where priorities are declared.
+        arguments: Further arguments as RabbitMQ names them, such as `{"x-quorum-initial-group-size": 5}`; they also
+            replace ours, to use a queue that exists already. Fixed at the first declaration.
+    """
+
+    type: Literal["", "quorum", "classic"] = ""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    backend, kind = "rabbitmq", "queue"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RabbitTopic:
+    """
+    Options of a topic on RabbitMQ: another exchange than the usual one, and groups that get only a part of it.
+
+    Args:
+        exchange: Native name of the exchange; empty: the name of the topic.
+        type: Of the exchange.
+        subject: Name of the header whose value is the routing key of a message, such as `orders.eu.created`.
+        bindings: What a group is bound with: one pattern or several (`orders.*.created`, `orders.#`), or for a headers
+            exchange the headers to match, with `x-match`. A group that is not named gets everything, of a direct exchange
+            what has no subject.
+        queues: Options of the groups' queues.
+    """
+
+    exchange: str = ""
+    type: Literal["topic", "direct", "fanout", "headers"] = "topic"
+    subject: str = ""
+    bindings: Mapping[str, str | Sequence[str] | Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    queues: RabbitQueue = RabbitQueue()
+    backend, kind = "rabbitmq", "topic"
 
 
 def _check_seconds(options: Any, name: str) -> None:

@@ -38,6 +38,9 @@ class Trace:
                 raise attempt.error
 
 
+QUIET = 0.3  # seconds for which nothing must be seen at a broker where a message may be between two places
+
+
 def run_until_idle(*buses: Bus, timeout: float = 10.0) -> Trace:
     """
     Consume with these buses until nothing is ready, running, unsettled or due.
@@ -56,13 +59,17 @@ def run_until_idle(*buses: Bus, timeout: float = 10.0) -> Trace:
         happened.set()
 
     deadline = time.monotonic() + timeout
+    idle_since: float | None = None
+    quiet = max((QUIET for bus in buses if not bus.link.backend.capabilities.atomic), default=0.0)
     workers = [Worker(bus, only=None, grace=1.0, loop=None, observe=observe) for bus in buses]
     try:
         for worker in workers:
             worker.start()
         while True:
             happened.clear()
-            if all(_idle(bus, worker) for bus, worker in zip(buses, workers, strict=True)):
+            if not all(_idle(bus, worker) for bus, worker in zip(buses, workers, strict=True)):
+                idle_since = None
+            elif time.monotonic() >= (idle_since := idle_since or time.monotonic()) + quiet:
                 break
             if time.monotonic() > deadline:
                 busy = [

@@ -138,7 +138,7 @@ class TestConcurrency:
             harness.wait(lambda: ended)
             harness.wait_empty(words)
 
-        assert begun == [1]
+        assert begun == [1 if harness.capabilities.counts_deliveries else None]
         assert ended == ["slow"]
 
     @case("L.05")

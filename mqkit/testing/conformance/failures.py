@@ -239,7 +239,8 @@ class TestFailures:
         faults.publish, faults.settle = refuse_dead_message, refuse_dead_copy
         bus.publish_many(numbers, range(10))
         with bus.worker():
-            harness.wait(lambda: len(tries) >= 4)  # the last attempt begins again as long as its end cannot be noted
+            # Given back, the last attempt begins again as long as its end cannot be noted; else it stays in hand.
+            harness.wait(lambda: len(tries) >= (4 if harness.capabilities.release else 2))
             harness.wait(lambda: left(harness, numbers) == 1)
             meanwhile = letters.list()
             faults.publish = faults.settle = accept
@@ -248,7 +249,7 @@ class TestFailures:
 
         assert meanwhile == []
         assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-        assert tries[:4] == [1, 2, 2, 2]
+        assert tries[:4] == ([1, 2, 2, 2] if harness.capabilities.release else [1, 2])
         assert (dead.message.body, dead.attempts, dead.error_type) == (b"3", 2, "ValueError")
 
     @case("F.09")
@@ -671,7 +672,7 @@ class TestFailures:
         harness.delete(numbers, dead=True)
         owner.publish(numbers, 7)
         with bus.worker():
-            harness.wait(lambda: len(tries) >= 2)
+            harness.wait(lambda: len(tries) >= (2 if harness.capabilities.release else 1))
             with pytest.raises(NotFound, match=numbers.name):
                 bus.dead_letters(numbers).list()
             harness.bus().declare(numbers)

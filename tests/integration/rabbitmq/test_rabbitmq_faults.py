@@ -1,0 +1,243 @@
+"""What a user sees when RabbitMQ, the network or the configuration fails."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mqkit import Bus, Queue, Topic
+from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishUnknown, TimedOut, Unavailable
+from mqkit.testing.brokers import Certificates, RabbitProcess
+from tests.rabbit_server import RabbitHarness
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rabbitmq")]
+
+words = Queue("words", str)
+numbers = Queue("numbers", int)
+
+
+def error_of(url: str) -> MqkitError:
+    """What opening a bus raises; its time is bounded."""
+    began = time.monotonic()
+    with pytest.raises(MqkitError) as caught, Bus(url):
+        pass
+    assert time.monotonic() - began < 15.0
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(caught.value.__cause__)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def secure(certificates: Certificates) -> Iterator[RabbitProcess]:
+    with RabbitProcess(management=False, tls=certificates, client_certificates="required", external=True) as process:
+        yield process
+
+
+class TestConnecting:
+    def test_a_wrong_password_is_denied_and_not_shown(self, harness: RabbitHarness) -> None:
+        error = error_of(f"amqp://guest:s3cret@127.0.0.1:{harness.server.process.port}/")
+
+        assert isinstance(error, Denied)
+        assert not error.retryable
+
+    def test_a_vhost_that_does_not_exist_is_not_found(self, harness: RabbitHarness) -> None:
+        error = error_of(f"amqp://127.0.0.1:{harness.server.process.port}/nowhere")
+
+        assert isinstance(error, NotFound)
+        assert "nowhere" in str(error)
+
+    def test_a_port_where_nobody_listens_is_unavailable(self) -> None:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            error = error_of(f"amqp://127.0.0.1:{reserved.getsockname()[1]}/")
+
+        assert isinstance(error, Unavailable)
+
+    def test_a_port_that_says_nothing_is_unavailable_within_its_bound(self) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            error = error_of(f"amqp://127.0.0.1:{silent.getsockname()[1]}/?connect=0.5")
+
+        assert isinstance(error, Unavailable)
+
+    def test_the_next_host_is_used_when_the_first_one_does_not_answer(self, harness: RabbitHarness) -> None:
+        port = harness.server.process.port
+        with Bus(f"amqp://127.0.0.1:1/{harness.vhost}?hosts=127.0.0.1:{port}") as bus:
+            assert bus.publish(words, "arrives")
+
+    def test_tls_to_a_plain_port_says_so(self, harness: RabbitHarness) -> None:
+        error = error_of(f"amqps://127.0.0.1:{harness.server.process.port}/")
+
+        assert isinstance(error, ConfigError)
+        assert "amqp://" in str(error)
+
+
+class TestTls:
+    def url(self, secure: RabbitProcess, ca: Path, more: str = "") -> str:
+        return f"{secure.tls_url}?ca={ca}{more}"
+
+    def test_a_server_whose_authority_is_not_trusted_is_denied(
+        self, secure: RabbitProcess, certificates: Certificates
+    ) -> None:
+        assert isinstance(error_of(self.url(secure, certificates.stranger)), Denied)
+
+    def test_a_missing_client_certificate_is_denied(self, secure: RabbitProcess, certificates: Certificates) -> None:
+        error = error_of(self.url(secure, certificates.authority))
+
+        assert isinstance(error, Denied)
+        assert "cert=" in str(error)
+
+    def test_plain_amqp_to_a_tls_port_is_a_wrong_url(self, secure: RabbitProcess) -> None:
+        error = error_of(f"amqp://guest:guest@127.0.0.1:{secure.tls_port}/")
+
+        assert isinstance(error, ConfigError)
+        assert "amqps://" in str(error)
+
+    def test_a_client_certificate_lets_a_user_in_by_password(
+        self, secure: RabbitProcess, certificates: Certificates
+    ) -> None:
+        with Bus(self.url(secure, certificates.authority, _as_client(certificates))) as bus:
+            assert bus.publish(words, "over TLS")
+
+    def test_a_user_without_an_account_is_denied_by_its_certificate(
+        self, secure: RabbitProcess, certificates: Certificates
+    ) -> None:
+        url = self.url(secure, certificates.authority, _as_client(certificates) + "&auth=external")
+
+        assert isinstance(error_of(url), Denied)  # nobody made an account for the common name
+
+
+def _as_client(certificates: Certificates) -> str:
+    return f"&cert={certificates.client}&key={certificates.client_key}"
+
+
+class TestLosingTheServer:
+    def test_a_server_that_is_killed_and_comes_back_loses_nothing(self, harness: RabbitHarness) -> None:
+        bus, seen = harness.bus(), Counter[int]()
+        bus.on(numbers)(lambda number: seen.update([number]))
+        bus.publish_many(numbers, range(300))
+
+        with bus.worker():
+            harness.wait(lambda: len(seen) > 50)
+            harness.restart()
+            bus.publish_many(numbers, range(300, 400), timeout=60.0)
+            harness.wait(lambda: len(seen) == 400, within=60.0)
+
+        assert set(seen) == set(range(400))
+
+    def test_connections_that_are_closed_by_an_operator_come_back(self, harness: RabbitHarness) -> None:
+        bus, seen = harness.bus(), Counter[int]()
+        bus.on(numbers)(lambda number: seen.update([number]))
+
+        with bus.worker():
+            for start in (0, 100, 200):
+                bus.publish_many(numbers, range(start, start + 100))
+                harness.wait(lambda: harness.server.api.close_connections(harness.vhost))
+            harness.wait(lambda: len(seen) == 300, within=30.0)
+
+        assert set(seen) == set(range(300))
+
+    def test_a_frozen_server_is_noticed_without_a_heartbeat(self, harness: RabbitHarness) -> None:
+        bus, seen = harness.bus(), list[int]()
+        bus.on(numbers)(seen.append)
+
+        with bus.worker():
+            bus.publish(numbers, 1)
+            harness.wait(lambda: seen == [1])
+            harness.server.process.freeze()
+            try:
+                harness.wait(lambda: not bus.health().ready, within=12.0)
+                with pytest.raises((TimedOut, PublishUnknown)):
+                    bus.publish(numbers, 2, timeout=0.5)
+            finally:
+                harness.server.process.thaw()
+            harness.wait(lambda: bus.health().ready, within=30.0)
+            bus.publish(numbers, 3, timeout=30.0)
+            harness.wait(lambda: 3 in seen, within=30.0)
+
+    def test_under_a_memory_alarm_publishes_wait_to_their_bound_and_consumers_go_on(
+        self, harness: RabbitHarness
+    ) -> None:
+        consuming, publishing, seen = harness.bus(), harness.bus(), list[int]()
+        slow = threading.Event()
+
+        @consuming.on(numbers, concurrency=1)
+        def handle(number: int) -> None:
+            slow.wait(10.0)
+            seen.append(number)
+
+        publishing.publish_many(numbers, range(5))
+        with consuming.worker():
+            harness.server.process.ctl("set_vm_memory_high_watermark", "absolute", "1")
+            try:
+                began = time.monotonic()
+                with pytest.raises((PublishUnknown, TimedOut)) as caught:
+                    publishing.publish(numbers, 5, timeout=2.0)
+                assert time.monotonic() - began < 4.0
+                assert "takes nothing" in str(caught.value)
+                slow.set()
+                harness.wait(lambda: sorted(seen) == list(range(5)))
+                assert not publishing.health().ready
+            finally:
+                harness.server.process.ctl("set_vm_memory_high_watermark", "0.4")
+            publishing.publish(numbers, 6, timeout=20.0)
+            harness.wait(lambda: 6 in seen)
+
+        assert Counter(seen)[6] == 1
+
+    def test_closing_under_an_alarm_is_bounded(self, harness: RabbitHarness) -> None:
+        bus = harness.bus()
+        bus.publish(numbers, 1)
+        harness.server.process.ctl("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            bus.publish_soon(numbers, 2)
+            began = time.monotonic()
+            with pytest.raises(MqkitError):
+                bus.close(timeout=1.0)
+            assert time.monotonic() - began < 6.0
+        finally:
+            harness.server.process.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+class TestLosingTopology:
+    def test_a_deleted_queue_is_made_again_by_its_consumer(self, harness: RabbitHarness) -> None:
+        bus, seen = harness.bus(), list[str]()
+        bus.on(words)(seen.append)
+
+        with bus.worker():
+            for word in ("one", "two", "three"):
+                bus.publish(words, word)
+                harness.wait(lambda word=word: word in seen)
+                harness.delete(words)
+                harness.wait(lambda: harness.depth(words).ready == 0)
+
+        assert seen == ["one", "two", "three"]
+
+    def test_a_deleted_topic_is_made_again_by_its_publisher_and_disturbs_no_other(self, harness: RabbitHarness) -> None:
+        first, second, bus = Topic("first", str), Topic("second", str), harness.bus()
+        bus.publish(first, "one")
+        bus.publish(second, "one")
+
+        harness.delete(first)
+        ids = [bus.publish(topic, "two") for topic in (first, second, first)]
+
+        assert len(set(ids)) == 3
+
+    def test_a_queue_of_another_kind_is_a_mismatch_that_names_the_difference(self, harness: RabbitHarness) -> None:
+        path = f"queues/{harness.vhost}/{words.name}"
+        harness.server.api("PUT", path, {"durable": True, "arguments": {"x-queue-type": "classic"}})
+
+        with pytest.raises(ConfigError, match="x-queue-type"):
+            harness.bus().publish(words, "no")
