@@ -16,7 +16,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test brokers test-fast check format bench docs site clean
+.PHONY: help demo test torture brokers test-fast check format bench docs site clean
 
 help:  ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ test: $(VENV)/.dev brokers  ## every test; ARGS="-k name" is handed to pytest
 
 brokers:  ## what tests need beside Python: on Debian as root it is installed, elsewhere named
 	@tools/prepare-brokers
+
+torture: $(VENV)/.dev brokers  ## a minute of faults on each backend, and every mutant on each
+	MQKIT_TORTURE_SECONDS=60 $(PY) -m pytest tests/torture $(ARGS)
 
 test-fast: $(VENV)/.dev  ## what needs no server and little time
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -226,7 +226,11 @@ class FaultProxy:
                     continue
                 task = self._loop.create_task(self._carry(pair))
                 self._carried[task] = pair
-                task.add_done_callback(self._carried.pop)
+                task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Here and not at the end of `_carry`: a task that is cancelled before its first step has no end."""
+        self._carried.pop(task).close()
 
     async def _carry(self, pair: _Pair) -> None:
         try:
@@ -245,8 +249,6 @@ class FaultProxy:
             pair.reset = False  # both sides have said goodbye
         except (OSError, asyncio.CancelledError):
             pass  # one side broke, or somebody ends us: the other side shall see it
-        finally:
-            pair.close()
 
     async def _pass(self, way: _Way, source: socket.socket, sink: socket.socket) -> None:
         while True:

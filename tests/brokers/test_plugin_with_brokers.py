@@ -12,7 +12,7 @@ import pika
 import pytest
 import redis
 
-from mqkit.testing import plugin
+import mqkit_pytest as plugin
 from mqkit.testing.brokers import KINDS, RabbitProcess, RedisProcess
 from tests.brokers.processes import running, wait_until, wait_until_gone
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from mqkit.testing.brokers import BrokerProcess, RabbitProcess, RedisProcess
 from mqkit.testing.chaos import FaultProxy
@@ -68,10 +69,14 @@ def redis_arena() -> Iterator[Arena]:
 
 @contextmanager
 def rabbitmq_arena() -> Iterator[Arena]:
-    with RabbitProcess() as rabbit, FaultProxy("127.0.0.1", rabbit.port) as proxy:
-        options = "?heartbeat=2"
+    with (
+        RabbitProcess(config={"collect_statistics_interval": "500"}) as rabbit,
+        FaultProxy("127.0.0.1", rabbit.port) as proxy,
+    ):
+        management = quote(f"http://127.0.0.1:{rabbit.management_port}", safe="")
+        options = f"?lease=4&management={management}"
         yield Arena(
-            "rabbitmq", proxy.through(rabbit.url) + options, rabbit.url + options, 12.0, of_server(rabbit, proxy)
+            "rabbitmq", proxy.through(rabbit.url) + options, rabbit.url + options, 8.0, of_server(rabbit, proxy)
         )
 
 

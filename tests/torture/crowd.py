@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.torture import programs
 from tests.torture.watch import Watch
 
-GRACE = 40.0  # seconds until a process that was asked to end must have ended
+GRACE = 60.0  # seconds until a process that was asked to end must have ended
 
 Processes = list[subprocess.Popen[bytes]]
 

@@ -1,7 +1,8 @@
 """
 Total queue: numbered messages go in while processes, connections and brokers are killed, and at the end each is counted.
 
-`MQKIT_TORTURE_SECONDS` makes it longer (`make torture`: 60), `MQKIT_TORTURE_SEED` repeats a run.
+`MQKIT_TORTURE_SECONDS` makes it longer and runs every mutant on every backend (`make torture`: 60 seconds);
+`MQKIT_TORTURE_SEED` repeats a run.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.arena import Arena, redis_arena, sqlite_arena
+from tests.torture.arena import Arena, rabbitmq_arena, redis_arena, sqlite_arena
 from tests.torture.mutants import MUTANTS
 from tests.torture.run import BACKLOG, torture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("torture")]
 
 SECONDS = float(os.environ.get("MQKIT_TORTURE_SECONDS", "12"))
+EVERYTHING = "MQKIT_TORTURE_SECONDS" in os.environ
 SEED = int(os.environ.get("MQKIT_TORTURE_SEED", str(random.randrange(10_000))))
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+SERVERS = {"redis": redis_arena, "rabbitmq": rabbitmq_arena}
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
 def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
     if request.param == "sqlite":
         yield sqlite_arena(tmp_path)
     else:
-        with redis_arena() as arena:
+        with SERVERS[request.param]() as arena:
             yield arena
 
 
@@ -40,11 +45,18 @@ def test_nothing_is_lost_or_invented_and_every_repetition_is_explained(arena: Ar
     assert verdict.handled > BACKLOG, f"seed {SEED}: too little was published to prove anything: {verdict}"
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_spoilt_mqkit_does_not_survive(arena: Arena, tmp_path: Path, name: str):
-    if arena.backend not in MUTANTS[name].backends:
-        pytest.skip(f"{name} needs a broker that can be lost, which {arena.backend} is not")
+def mutants() -> list[tuple[str, str]]:
+    """Each where it can show itself; what spoils only the core, on SQLite alone unless everything is asked for."""
+    return [
+        (backend, name)
+        for name, mutant in MUTANTS.items()
+        for backend in ("sqlite", *SERVERS)
+        if backend in mutant.backends and (backend == "sqlite" or "sqlite" not in mutant.backends or EVERYTHING)
+    ]
 
+
+@pytest.mark.parametrize(("arena", "name"), mutants(), indirect=["arena"])
+def test_a_spoilt_mqkit_does_not_survive(arena: Arena, tmp_path: Path, name: str):
     verdict = torture(arena, tmp_path, seconds=0.0, rounds=2, seed=SEED, drain=5.0, mutant=name)
 
     assert not verdict.clean, f"seed {SEED}: {name} was not noticed: {verdict}"
