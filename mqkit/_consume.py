@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mqkit._call import Interrupted
+from mqkit._chance import chance
 from mqkit._crew import Crew
 from mqkit._ending import Endings, Sender
 from mqkit._gate import Gate
@@ -231,7 +231,7 @@ class ConsumePump:
                 break
             if time.monotonic() - began > RESTART[1]:
                 wait = RESTART[0]
-            self._stopping.wait(wait * (0.5 + random.random() / 2))
+            self._stopping.wait(wait * (0.5 + chance() / 2))
             wait = min(RESTART[1], wait * 2)
         self.state = "stopped"
         self.running.set()

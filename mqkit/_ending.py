@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mqkit._call import Interrupted
+from mqkit._chance import chance
 from mqkit._gate import Skipped
 from mqkit._publish import PublishPump
 from mqkit._settings import Settings
@@ -182,7 +182,7 @@ class Endings:
     def _judged(self, error: BaseException, *, attempt: int, waited: float) -> Verdict:
         """A verdict whatever an exception is made of: a mistake in its class must not take the consumer along."""
         try:
-            return judge(self._settings.retry, error, attempt=attempt, waited=waited, chance=random.random())
+            return judge(self._settings.retry, error, attempt=attempt, waited=waited, chance=chance())
         except Exception as exc:
             log.exception("judgement.failed", extra={"source": self._settings.name})
             return Reject(f"{type(error).__name__}, which could not be judged: {failure(exc)}")

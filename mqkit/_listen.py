@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
 import threading
 from typing import Any
 
+from mqkit._chance import chance
 from mqkit._link import Link
 from mqkit._mailbox import Mailbox
 from mqkit._topology import declaration_of
@@ -121,7 +121,7 @@ class Listener:
                     self._ready.set()
             except Exception:
                 log.exception("listener.failed", extra={"destination": self.destination.name})
-            self._stopping.wait(wait * (0.5 + random.random() / 2))
+            self._stopping.wait(wait * (0.5 + chance() / 2))
             wait = min(10.0, wait * 2)
 
     def _listen(self) -> None:

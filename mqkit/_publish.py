@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import operator
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from mqkit._chance import chance
 from mqkit._spill import Spill
 from mqkit._ticket import Ticket, claim
 from mqkit._topology import Topology
@@ -379,7 +379,7 @@ class PublishPump:
     def _run(self) -> None:
         pause = 0.0
         while not self._finished():
-            self._arrived.wait(pause if self._fatal is not None else pause * random.random())
+            self._arrived.wait(pause if self._fatal is not None else pause * chance())
             self._arrived.clear()
             began = time.monotonic()
             if not self._connected() and self._closing:
