@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 from mqkit._provide import Recipe, recipe_for
+from mqkit.envelope import Envelope
 from mqkit.errors import ConfigError, Undecodable
 from mqkit.handlers import Middleware, Provider, Registration, by_position, hints_of, show
 from mqkit.message import Delivery, current
@@ -61,7 +62,8 @@ def compile_call(
     decode = _decode_all(registration) if batched else _decode_one(registration)
     if asynchronous:
         return Call(None, _async_runner(handler, decode, recipe, middlewares, batched=batched))
-    return Call(_sync_runner(handler, decode, recipe, middlewares, batched=batched), None)
+    decode_body = registration.source.schema.decode
+    return Call(_sync_runner(handler, decode, decode_body, recipe, middlewares, batched=batched), None)
 
 
 def is_async(handler: Any) -> bool:
@@ -105,6 +107,7 @@ def _decode_all(registration: Registration) -> Callable[[Any], Any]:
 def _sync_runner(
     handler: Callable[..., Any],
     decode: Callable[[Any], Any],
+    decode_body: Callable[[bytes, Envelope], Any],
     recipe: Recipe,
     middlewares: tuple[Middleware, ...],
     *,
@@ -112,7 +115,9 @@ def _sync_runner(
 ) -> Callable[[Any], Outcome]:
     def plain(work: Any) -> None:
         current.set(work)
-        handler(decode(work))
+        received = work._received
+        payload = work.payload = decode_body(received.body, received.envelope)  # as `decode`, with a call less
+        handler(payload)
 
     def plain_batch(work: Any) -> None:
         if batch := decode(work):

@@ -41,38 +41,36 @@ class Gate:
         self.waiting: dict[Any, Delivery[Any]] = {}
         self.served_at = time.monotonic()
         self._finish, self._wake, self._now, self._stopping = finish, wake, now, stopping
-        self._by_member = settings.batch is not None
+        # What of a piece of work is still ours and should run; falsy for nothing.
+        self.begin: Callable[[Any], Any] = self._begin if settings.batch is None else self._begin_all
         self._early = settings.early
         self._timeout, self._where = settings.timeout, settings.where
         # At most once a delivery was settled before, and is ours whatever happened since.
         self._half_lease = None if lease is None or settings.early else lease / 2
         self._asked_in_vain = 0.0
 
-    def begin(self, work: Any) -> Any:
-        """What of a piece of work is still ours and should run; falsy for nothing."""
-        if self._by_member:
-            return [delivery for delivery in work if self._begin(delivery)]
-        return work if self._begin(work) else None
+    def _begin_all(self, batch: list[Delivery[Any]]) -> list[Delivery[Any]]:
+        return [delivery for delivery in batch if self._begin(delivery) is not None]
 
-    def _begin(self, delivery: Delivery[Any]) -> bool:
+    def _begin(self, delivery: Delivery[Any]) -> Delivery[Any] | None:
         received = delivery._received
         slept = self._half_lease is not None and time.monotonic() - self.served_at > self._half_lease
         if slept and not self._ask_first():
             if self.waiting.pop(received.handle, None) is delivery:
                 delivery._settled = True
                 self._finish(delivery, Interrupted())  # released, uncounted, once the backend answers
-            return False
+            return None
         if received.lease_until is not None and not self._early and time.monotonic() > received.lease_until:
-            return False
+            return None
         if self.waiting.pop(received.handle, None) is not delivery:
-            return False  # given back or revoked meanwhile
+            return None  # given back or revoked meanwhile
         if self._timeout is not None:
             delivery.deadline = time.monotonic() + self._timeout
         if received.expires_at is not None and received.expires_at <= self._now():
             delivery._settled = True
             self._finish(delivery, Reject("expired: its ttl passed before a handler could start"))
-            return False
-        return self._where is None or self._wanted(delivery, self._where)
+            return None
+        return delivery if self._where is None or self._wanted(delivery, self._where) else None
 
     def _wanted(self, delivery: Delivery[Any], where: Where) -> bool:
         try:

@@ -198,6 +198,11 @@ class PublishPump:
         return self._thread.is_alive()
 
     @property
+    def runs_here(self) -> bool:
+        """Is the calling thread its own? By its ident alone it may be one that came after that had ended."""
+        return threading.current_thread() is self._thread
+
+    @property
     def pending(self) -> bool:
         """Is anything queued or unanswered?"""
         with self._head:

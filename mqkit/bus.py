@@ -416,7 +416,7 @@ class Bus(Handlers):
 
     def _refuse_done_callback(self, verb: str) -> None:
         pump = self._link.pump
-        if pump is not None and pump.ident == threading.get_ident():
+        if pump is not None and pump.runs_here:
             raise BlockingCall(
                 f"bus.{verb} in a done-callback of publish_soon would wait for the thread that runs it; call it from another"
             )

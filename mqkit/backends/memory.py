@@ -592,31 +592,19 @@ class MemoryReceiver:
             raise NotFound(f"{self._address} was deleted")
         now = self._broker.clock.now()
         self._broker.tick(self._address, now)
-        return [self._received(stored) for stored in source.take(self, room, now)]
-
-    def _received(self, stored: Stored) -> Received:
-        message = stored.message
-        stored.deliveries += 1
-        handle = next(self._broker.handles)
-        self._hands[handle] = stored
-        return Received(
-            handle,
-            self._address,
-            message.id,
-            message.body,
-            message.key,
-            message.headers,
-            message.envelope,
-            stored.attempt,
-            stored.deliveries,
-            0,
-            0,
-            stored.since,
-            stored.expires_at,
-            message.priority,
-            None,
-            stored.seq,
-        )
+        taken: list[Received] = []
+        hands, handles, address = self._hands, self._broker.handles, self._address
+        for stored in source.take(self, room, now):
+            message = stored.message
+            stored.deliveries += 1
+            handle = next(handles)
+            hands[handle] = stored
+            received = Received(
+                handle, address, message.id, message.body, message.key, message.headers, message.envelope,
+                stored.attempt, stored.deliveries, 0, 0, stored.since, stored.expires_at, message.priority, None, stored.seq,
+            )  # fmt: skip
+            taken.append(received)
+        return taken
 
     def _carry_out(self) -> Sequence[tuple[Received, MqkitError]]:
         broker = self._broker

@@ -105,6 +105,32 @@ def test_a_second_close_returns_when_the_first_has_ended(url: str):
     assert bus.link.state == "closed"
 
 
+def test_threads_that_come_and_close_after_the_publishing_thread_has_ended_are_not_taken_for_it():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    refusals: list[BaseException] = []
+    try:
+        for _ in range(50):
+            bus = Bus("memory://")
+            bus.publish(words, "one")
+
+            def close(bus: Bus = bus) -> None:
+                try:
+                    bus.close()
+                except BaseException as exc:
+                    refusals.append(exc)
+
+            threads = [threading.Thread(target=close) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(10.0)
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert refusals == []
+
+
 def test_a_provider_that_raises_at_its_end_costs_no_accepted_publish(url: str):
     def pool() -> Iterator[Pool]:
         yield Pool()
