@@ -124,7 +124,7 @@ def test_what_is_spilled_when_the_bus_closes_is_answered_and_not_sent():
             bus.close(timeout=0.05)
         assert [failure(future) for future in futures] == [Closed] * 50
     bus.open()
-    assert stored(bus) == [-1]
+    until(lambda: stored(bus) == [-1])  # it was with the broker, which can go on now
     bus.close()
 
 
