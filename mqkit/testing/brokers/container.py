@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mqkit.testing.brokers.broker import Broker
 from mqkit.testing.brokers.errors import BrokerAbsent, BrokerFailed
@@ -28,6 +29,7 @@ PING = 10  # seconds the daemon may take to say that it is there
 CALL = 60  # seconds one call of the daemon may take
 PULL = 600.0  # seconds an image may take to arrive
 LOOPBACK = "127.0.0.1"
+DAEMON = "unix:///var/run/docker.sock"
 
 # What runs when this process is gone without having removed its container.
 _REMOVE = "import docker, sys; docker.from_env().api.remove_container(sys.argv[1], force=True, v=True)"
@@ -199,6 +201,10 @@ def _imported(kind: Kind) -> Iterator[docker.DockerClient]:
             import testcontainers.core.container  # noqa: F401
         except ModuleNotFoundError as exc:
             raise BrokerAbsent(f"no container: {exc.name} is not installed (pip install 'mqkit[testing]')") from exc
+    # Asked first, because docker-py leaves a socket open when there is nobody at the other end.
+    host = urlsplit(os.environ.get("DOCKER_HOST") or DAEMON)
+    if host.scheme == "unix" and not os.path.exists(host.path):
+        raise BrokerAbsent(f"no container: docker does not answer ({host.path} does not exist)")
     try:
         client = docker.from_env(timeout=PING)
     except docker.errors.DockerException as exc:

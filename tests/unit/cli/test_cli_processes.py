@@ -64,10 +64,9 @@ def ended(process: subprocess.Popen[str], number: int) -> int:
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid in listed.stdout.split()]
+    """Source: proc(5), /proc/pid/task/tid/children."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
 def test_help_imports_no_driver_and_opens_nothing():

@@ -118,8 +118,10 @@ def test_a_keyed_group_that_is_never_idle_takes_over_early_too(
 def test_a_living_process_of_another_container_keeps_its_lease(
     open_station: Callable[..., Station], path: Path, shown: list[str]
 ) -> None:
-    if subprocess.run(["unshare", "-p", "-f", "true"], capture_output=True).returncode:
-        pytest.skip("only root may make a namespace of process ids")
+    if subprocess.run(["unshare", "-p", "-f", *shown, "true"], capture_output=True).returncode:
+        pytest.skip(
+            "only root may make a namespace of process ids, and mount /proc in it only where its root is a mount"
+        )
     station = open_station()
     receiver = station.receiver(QUEUE)
     station.publish(QUEUE, "a")
