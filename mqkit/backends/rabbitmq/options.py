@@ -115,7 +115,7 @@ class Server:
             if options.auth == "external"
             else PlainCredentials(self.username, self.password, erase_on_connect=False)
         )
-        shuffled = random.sample(self.addresses, len(self.addresses))
+        shuffled = random.SystemRandom().sample(self.addresses, len(self.addresses))
         return [
             pika.ConnectionParameters(
                 host=host,

@@ -288,8 +288,8 @@ def test_nothing_is_left_running_after_the_last_close(path: Path) -> None:
         station.receiver(Address("broadcast", "ticks"))
         station.close()
 
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= files  # others may end meanwhile
 
 
 def test_a_close_that_meets_an_ended_commit_thread_is_harmless(path: Path) -> None:
