@@ -263,7 +263,7 @@ class PublishPump:
         full = f"{self._buffer} messages are buffered"
         if on_loop:
             raise BlockingCall(f"publish_soon would block for room: {full}; await bus.aio.publish_soon(...) instead")
-        if threading.get_ident() == self.ident:
+        if self.runs_here:
             raise BlockingCall(f"publish_soon in a done-callback would wait for its own thread to make room: {full}")
         deadline = time.monotonic() + BLOCK
         with self._changed:

@@ -289,7 +289,14 @@ def test_nothing_is_left_running_after_the_last_close(path: Path) -> None:
         station.close()
 
     assert threading.active_count() <= threads
-    assert len(os.listdir("/proc/self/fd")) <= files  # others may end meanwhile
+    assert len(os.listdir("/proc/self/fd")) <= files  # what other tests left may end meanwhile
+    assert descriptors_of(path) == []
+
+
+def descriptors_of(path: Path) -> list[str]:
+    """What this process has open of the database and the files beside it. A descriptor may go while it is looked at."""
+    targets = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return [target for target in targets if target.startswith(str(path))]
 
 
 def test_a_close_that_meets_an_ended_commit_thread_is_harmless(path: Path) -> None:
