@@ -195,6 +195,7 @@ class BrokerProcess(abc.ABC):
             if not _ended(process, STOP):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(STOP)
+            _wait_for_group(process.pid)
         self._watchdog.forget(process.pid)
 
     def _report(self) -> str:
@@ -235,6 +236,28 @@ def _ended(process: subprocess.Popen[bytes], within: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def _wait_for_group(group: int) -> None:
+    """RabbitMQ's node is a child of the script that was started, and may need a moment longer to die."""
+    deadline = time.monotonic() + STOP
+    while _runs(group) and time.monotonic() < deadline:
+        time.sleep(POLL)
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of it is alive; a dead one that nobody has read yet is not."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # pid (name) state parent group ...; a name may hold anything
+            state, _, its_group = status.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return not Path("/proc/self/stat").exists()
 
 
 def _address_in_use(log: str) -> bool:
