@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -45,8 +46,10 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def mqkit(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Mqkit:
+def mqkit(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mqkit]:
     """`mqkit("stats", "--json")`, in this process."""
+    log = logging.getLogger("mqkit")
+    handlers, level, propagate = list(log.handlers), log.level, log.propagate
 
     def call(*words: str, stdin: bytes = b"", url: str | None = url) -> Ran:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -54,7 +57,10 @@ def mqkit(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
         code = main([*words] if url is None else ["--url", url, *words])
         return Ran(code, *capsys.readouterr())
 
-    return call
+    yield call
+    # `run` logs to what is stderr now, which is closed when a thread of another test has something to say.
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.fixture
