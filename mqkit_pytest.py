@@ -265,7 +265,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         vars(report)["mqkit_case"] = {
             "case": marker.args[0],
             "title": name.removeprefix("test_").replace("_", " "),
-            "backend": harness.capabilities.name,
+            "backend": harness.system,
         }
         # Plain values only: under xdist they travel to the main process, and JSON has no infinity.
         vars(report)["mqkit_capabilities"] = {

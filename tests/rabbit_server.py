@@ -62,6 +62,7 @@ class RabbitServer:
         self.process = process
         assert process.management_url is not None
         self.api = Api(process.management_url)
+        self.version: str = self.api("GET", "overview")["rabbitmq_version"]
 
     def new_vhost(self) -> str:
         vhost = f"test-{uuid.uuid4().hex[:12]}"
@@ -83,11 +84,12 @@ class RabbitServer:
         self.process.ctl("eval", f"application:set_env(rabbit, quorum_tick_interval, {int(TICK * 1000)}).")
 
 
-def running_server() -> Iterator[RabbitServer]:
+def running_server(program: Path | None = None) -> Iterator[RabbitServer]:
+    """Of another version than the installed one, if a program is named."""
     with tempfile.TemporaryDirectory() as folder:
         certificates = Certificates.make(Path(folder))
         config = {"collect_statistics_interval": str(int(TICK * 1000))}
-        with RabbitProcess(config=config, tls=certificates) as process:
+        with RabbitProcess(config=config, tls=certificates, program=program) as process:
             server = RabbitServer(process)
             server.hurry()
             yield server
@@ -148,6 +150,16 @@ class RabbitHarness(Harness):
         """
         super().delete(source, group, **more)
         time.sleep(SETTLED)  # nothing but the client of the consumer sees when that is
+
+    @property
+    def system(self) -> str:
+        return f"rabbitmq {self.server.version}"
+
+    def endpoint(self) -> tuple[str, int]:
+        return "127.0.0.1", self.server.process.port
+
+    def kill_connections(self) -> int:
+        return self.server.api.close_connections(self.vhost)
 
     def restart(self) -> None:
         self.server.process.kill()

@@ -15,6 +15,7 @@ import redis
 
 from mqkit.testing.brokers import BrokerAbsent, BrokerFailed, Certificates, RedisProcess, RedisUser
 from tests.brokers.processes import wait_until, wait_until_gone
+from tests.newer_brokers import redis_8
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +136,26 @@ def test_a_broker_that_is_not_installed_is_absent(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(BrokerAbsent, match="redis-server is not installed"):
         RedisProcess()
+
+
+def test_a_program_that_is_named_is_the_one_that_runs_and_is_killed() -> None:
+    with RedisProcess(program=redis_8(), appendonly=True) as broker:
+        with client(broker.url) as before:
+            before.set("a", "1")
+            version = before.info("server")["redis_version"]
+        group = broker.pid
+        broker.kill()
+        wait_until_gone(group)
+        broker.start()
+        with client(broker.url) as after:
+            kept = after.get("a")
+
+    assert (version.split(".")[0], kept) == ("8", b"1")
+
+
+def test_a_program_that_is_named_and_not_there_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(BrokerAbsent, match=f"there is no program {tmp_path}/redis-server"):
+        RedisProcess(program=tmp_path / "redis-server")
 
 
 def test_nothing_is_left_after_close(broker: RedisProcess) -> None:

@@ -51,10 +51,11 @@ class RabbitProcess(BrokerProcess):
         external: Who shows a certificate is logged in (EXTERNAL) as the user that its common name names.
         plugins: More plugins to enable.
         config: Further keys of rabbitmq.conf, which win over ours.
+        program: The rabbitmq-server of another version than the installed one, with rabbitmqctl beside it.
         start_timeout: Seconds.
 
     Raises:
-        BrokerAbsent: rabbitmq-server is not installed.
+        BrokerAbsent: rabbitmq-server is not installed, or there is no `program`.
     """
 
     kind = "rabbitmq"
@@ -69,12 +70,16 @@ class RabbitProcess(BrokerProcess):
         external: bool = False,
         plugins: Sequence[str] = (),
         config: Mapping[str, str] | None = None,
+        program: Path | None = None,
         start_timeout: float = 60.0,
     ) -> None:
-        program = PACKAGED if PACKAGED.exists() else shutil.which("rabbitmq-server")
-        if program is None:
+        installed = str(PACKAGED) if PACKAGED.exists() else "rabbitmq-server"
+        found = shutil.which(program or installed)
+        if found is None and program is not None:
+            raise BrokerAbsent(f"there is no program {program}")
+        if found is None:
             raise BrokerAbsent("rabbitmq-server is not installed (Debian: apt-get install rabbitmq-server)")
-        self._program = Path(program)
+        self._program = Path(found)
         self._management = management
         self._users = {"guest": RabbitUser(password="guest", tags=["administrator"]), **(users or {})}
         self._tls = tls

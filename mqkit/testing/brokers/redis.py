@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import quote
 
 from mqkit.testing.brokers.certificates import Certificates
@@ -34,10 +35,11 @@ class RedisProcess(BrokerProcess):
         appendonly: Keep data over `kill`: each write is on disk before it is answered (`appendfsync always`).
         maxmemory: As Redis writes it (`"16mb"`); what happens at the limit is `config={"maxmemory-policy": ...}`.
         config: Further directives of redis.conf, which win over ours.
+        program: The redis-server of another version than the installed one.
         start_timeout: Seconds.
 
     Raises:
-        BrokerAbsent: redis-server is not installed.
+        BrokerAbsent: redis-server is not installed, or there is no `program`.
     """
 
     kind = "redis"
@@ -52,12 +54,15 @@ class RedisProcess(BrokerProcess):
         appendonly: bool = False,
         maxmemory: str = "",
         config: Mapping[str, str] | None = None,
+        program: Path | None = None,
         start_timeout: float = 20.0,
     ) -> None:
-        program = shutil.which(PROGRAM)
-        if program is None:
+        found = shutil.which(program or PROGRAM)
+        if found is None and program is not None:
+            raise BrokerAbsent(f"there is no program {program}")
+        if found is None:
             raise BrokerAbsent(f"{PROGRAM} is not installed (Debian: apt-get install redis-server)")
-        self._program = program
+        self._program = found
         self._password = password
         self._users = dict(users or {})
         self._tls = tls

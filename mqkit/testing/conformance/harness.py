@@ -33,9 +33,11 @@ STEP = 0.005  # seconds between two looks at a condition
 HOOKS = (
     "denied_url",
     "driver",
+    "endpoint",
     "fifo_of",
     "find_native",
     "inject",
+    "kill_connections",
     "outage",
     "partition_of",
     "read_native",
@@ -72,6 +74,11 @@ class Harness:
     @property
     def capabilities(self) -> Capabilities:
         return self._backend.capabilities
+
+    @property
+    def system(self) -> str:
+        """What the suite runs on, for the table of results; the version too where that is not the backend's own."""
+        return self.capabilities.name
 
     def bus(self, url: str | None = None, **options: Any) -> Bus:
         """A new client, closed when the test ends. Options are those of `Bus`."""
@@ -220,6 +227,14 @@ class Harness:
     def restart(self) -> None:
         """Stop the system and start it again with what it has stored."""
         raise NotImplementedError("this harness does not restart its system")
+
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port of the connections that the URL leads to, for cases that put a `FaultProxy` between."""
+        raise NotImplementedError("this harness knows no connection that could be broken")
+
+    def kill_connections(self) -> int:
+        """Have the system end the connections of this harness's buses; how many it ended."""
+        raise NotImplementedError("this harness cannot have its system end connections")
 
     def denied_url(self) -> str:
         """A URL of the system under which it refuses this client's credentials or rights."""
