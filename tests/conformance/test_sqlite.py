@@ -39,6 +39,10 @@ class SqliteHarness(Harness):
         super().__init__(f"sqlite:///{path}")
         self._path = path
 
+    @property
+    def system(self) -> str:
+        return f"sqlite {sqlite3.sqlite_version}"
+
     def retention(self, seconds: float) -> object:
         return SqliteTopic(retain=seconds)
 

@@ -174,6 +174,21 @@ def test_the_report_has_a_row_for_each_case_and_the_worst_of_its_outcomes(pytest
     assert "| `survives_process` | no |" in page
 
 
+def test_the_report_has_a_column_for_each_version_in_the_order_of_their_names() -> None:
+    lines = [
+        {"backend": "redis 8.0.2", "capabilities": {"name": "redis", "delay": "any"}},
+        {"backend": "redis 8.0.2", "case": "A.01", "title": "it holds", "outcome": "passed", "reason": ""},
+        {"backend": "redis 7.0.15", "capabilities": {"name": "redis", "delay": 0}},
+        {"backend": "redis 7.0.15", "case": "A.01", "title": "it holds", "outcome": "failed", "reason": "no"},
+    ]
+
+    page = report.page(report.read(map(json.dumps, lines)))
+
+    assert "| capability | redis 7.0.15 | redis 8.0.2 |" in page
+    assert "| `delay` | 0 | any |" in page
+    assert "| A.01 | it holds | **no** | yes |" in page
+
+
 def test_a_case_cannot_need_what_does_not_exist() -> None:
     from mqkit.testing.conformance.cases import case
 

@@ -14,6 +14,7 @@ In a test module of a backend's author, who then runs pytest on it:
 
 from mqkit.testing.conformance.acknowledging import TestAcknowledging
 from mqkit.testing.conformance.batches import TestBatches
+from mqkit.testing.conformance.chaos import TestChaos
 from mqkit.testing.conformance.concurrency import TestConcurrency
 from mqkit.testing.conformance.configuration import TestConfiguration
 from mqkit.testing.conformance.failures import TestFailures
@@ -29,6 +30,7 @@ __all__ = [
     "Process",
     "TestAcknowledging",
     "TestBatches",
+    "TestChaos",
     "TestConcurrency",
     "TestConfiguration",
     "TestFailures",
