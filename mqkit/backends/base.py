@@ -267,6 +267,10 @@ class Admin(Protocol):
         """Every source that exists, dead letters included (also empty ones), and topics without groups."""
         ...
 
+    def count(self, address: Address) -> int:
+        """How many messages `browse` would show. `NotFound` if there is no such source."""
+        ...
+
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         """
         Stored messages, oldest first, without consuming them or changing any count; `after` is a message id.

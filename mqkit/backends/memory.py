@@ -698,6 +698,10 @@ class MemoryAdmin:
                     depths.append(Depth(Address("topic", name), 0, 0, len(topic.waiting)))
             return depths
 
+    def count(self, address: Address) -> int:
+        with self._broker.lock:
+            return len(self._source(address).everything())
+
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         with self._broker.lock:
             stored = self._source(address).everything()

@@ -236,7 +236,7 @@ def _letters(bus: Bus, address: Address) -> DeadLetters[Any]:
 
 def _count(bus: Bus, address: Address) -> int:
     with admin_of(bus) as admin:
-        return sum(depth.ready for depth in admin.describe() if depth.address == address.dead_letters)
+        return admin.count(address.dead_letters)
 
 
 def _confirm(session: Session, question: str) -> None:

@@ -111,7 +111,8 @@ class DeadLetters(Generic[T]):
         target = to.address if to is not None else self._source
         if to is not None:
             self._access.declare(to)
-            self._refuse_nobody(target)
+            if not getattr(to, "groups", ()):  # those it names exist by now
+                self._refuse_nobody(target)
 
         def copy(received: Received) -> Sequence[Outgoing]:
             dead, envelope = (
@@ -161,7 +162,7 @@ class DeadLetters(Generic[T]):
         admin = self._access.admin_of(self._source)
         try:
             # What dies again while we replay comes behind what is there now, and waits for the next call.
-            left = sum(depth.ready + depth.delayed for depth in admin.describe() if depth.address == self._address)
+            left = admin.count(self._address)
             after: str | None = None
             while left > 0 and (page := admin.browse(self._address, limit=min(PAGE, left), after=after)):
                 left -= len(page)

@@ -15,7 +15,7 @@ from mqkit.backends.rabbitmq.declare import Declarer
 from mqkit.backends.rabbitmq.management import Management
 from mqkit.backends.rabbitmq.options import Server
 from mqkit.backends.rabbitmq.publisher import RabbitPublisher
-from mqkit.backends.rabbitmq.reader import Reader
+from mqkit.backends.rabbitmq.reader import Reader, await_turn
 from mqkit.backends.rabbitmq.topology import Exchange, Queue, Route, Step
 from mqkit.errors import MqkitError, NotFound, TopologyMismatch, Unavailable
 
@@ -84,6 +84,11 @@ class RabbitAdmin:
                 found[topic] = [0, 0, 0]
         return [Depth(address, *counts) for address, counts in found.items()]
 
+    def count(self, address: Address) -> int:
+        if address.dead:  # of which it is kept from others, so that the number stays true
+            return self._reader_of(address).expected
+        return sum(self._declarer.count(queue)[0] for queue in self._queues_of(address))
+
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         reader = self._reader_of(address)
         try:
@@ -114,8 +119,11 @@ class RabbitAdmin:
 
     def purge(self, address: Address) -> int:
         self._drop_reader()
+        queues = self._queues_of(address)
+        if address.dead:  # what another reader holds would stay
+            await_turn(self._link, self._declarer, address, time.monotonic() + self._server.options.patience)
         count = 0
-        for queue in self._queues_of(address):
+        for queue in queues:
             channel = self._declarer.channel
             count += self._link.call(channel, f"purging {address}", channel.queue_purge, queue=queue).message_count
         return count
@@ -209,7 +217,7 @@ class RabbitAdmin:
         if self._reader is None or self._reader[0] != address:
             self._drop_reader()
             queues = self._queues_of(address)
-            self._reader = (address, Reader(self._connect(), address, queues))
+            self._reader = (address, Reader(self._connect, address, queues))
         return self._reader[1]
 
     def _drop_reader(self) -> None:
@@ -256,7 +264,7 @@ class RabbitAdmin:
                 except NotFound:
                     break
                 if count:
-                    reader = Reader(self._connect(), Address("queue", names.rung(level)), [names.rung(level)])
+                    reader = Reader(self._connect, Address("queue", names.rung(level)), [names.rung(level)])
                     held.append(reader)
                     counts += reader.ways(_MOST_DELAYED)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mqkit.backends.base import Address, Received
@@ -14,45 +14,53 @@ from mqkit.backends.rabbitmq.declare import Declarer
 from mqkit.errors import Unavailable
 
 MOST = 65_535  # messages of one queue that can be seen, which is the largest prefetch
-IDLE = 0.3  # seconds without another message after which the rest is in other hands
+IDLE = 0.3  # seconds without another message after which the server is asked whether there are more
+LOOK = 0.02  # seconds between two looks whether somebody else has let go
 
 
 class Reader:
-    """Owns a connection of its own. Raises `NotFound` where the first queue does not exist."""
+    """
+    Opens a connection of its own.
 
-    def __init__(self, connection: Connection, address: Address, queues: Sequence[str]) -> None:
+    Dead letters have one reader at a time, which holds all of them, and of what is in hand the server tells others not even
+    the number. So the next one waits for its turn, as long as the server's usual patience.
+
+    Raises:
+        NotFound: The first queue does not exist.
+        Unavailable: Somebody else reads these dead letters.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], address: Address, queues: Sequence[str]) -> None:
         self.messages: list[tuple[int, Received]] = []  # with their tags, in order, as far as they were read
-        self._connection = connection
+        self.expected = 0  # how many there are, read or not
+        self._connect = connect
+        self._connection = connect()
         self._address = address
-        declarer = Declarer(connection)
-        self._expected = sum(declarer.count(queue)[0] for queue in queues)
+        self._queues = queues
         self._came: list[tuple[Any, Any, bytes]] = []
-        self._channel = connection.channel()
-        self._queues = iter(queues)
-        self._begun = False
-        self._exhausted = not self._expected
+        self._channel: Any = None
+        self._exhausted = False
+        try:
+            self._look(self._until())
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, count: int) -> None:
         """Until so many are there, or nothing more comes."""
-        if self._exhausted:
-            return
-        if not self._begun:
-            self._begun = True
-            self._channel.basic_qos(prefetch_count=MOST, callback=_ignore)
-            for queue in self._queues:
-                self._channel.basic_consume(queue, self._arrived, callback=_ignore)
-        heard = time.monotonic()
-        limit = self._connection.server.options.patience if self._address.dead and not self.messages else IDLE
-        while len(self.messages) < min(count, self._expected):
+        heard, until = time.monotonic(), self._until()
+        while not self._exhausted and len(self.messages) < min(count, self.expected):
+            if self._channel is None:
+                self._consume()
             self._connection.step(0.05)
+            if not self._came and time.monotonic() - heard > IDLE:
+                self._ask()
+                if not self._came:
+                    self._go_without(until)
+                heard = time.monotonic()
             if self._came:
-                heard, limit = time.monotonic(), IDLE
+                heard = time.monotonic()
                 self._take()
-            elif time.monotonic() - heard > limit:
-                self._exhausted = True
-                if self._address.dead and not self.messages:
-                    raise Unavailable(f"{self._address} are being read by somebody else; try again")
-                return
 
     def iterate(self) -> Iterator[Received]:
         """All of them, read as they are asked for."""
@@ -69,8 +77,8 @@ class Reader:
         """Of a rung of the ladder: how many wait for each target. Beyond `most` messages, in proportion."""
         self.read(most)
         counts = Counter(names.waiting_for(received.native.routing_key) for _, received in self.messages)
-        if 0 < len(self.messages) < self._expected:
-            factor = self._expected / len(self.messages)
+        if 0 < len(self.messages) < self.expected:
+            factor = self.expected / len(self.messages)
             return Counter({way: round(count * factor) for way, count in counts.items()})
         return counts
 
@@ -82,10 +90,42 @@ class Reader:
         self._connection.barrier(self._channel)
         before = len(self.messages)
         self.messages = [entry for entry in self.messages if entry[1].id not in ids]
-        self._expected -= before - len(self.messages)
+        self.expected -= before - len(self.messages)
 
     def close(self) -> None:
         self._connection.abort()
+
+    def _until(self) -> float:
+        return time.monotonic() + self._connection.server.options.patience
+
+    def _look(self, until: float) -> None:
+        declarer = Declarer(self._connection)
+        if self._address.dead:
+            await_turn(self._connection, declarer, self._address, until)
+        self.expected = sum(declarer.count(queue)[0] for queue in self._queues)
+
+    def _consume(self) -> None:
+        self._channel = self._connection.channel()
+        self._channel.basic_qos(prefetch_count=MOST, callback=_ignore)
+        for queue in self._queues:
+            self._channel.basic_consume(queue, self._arrived, callback=_ignore)
+
+    def _ask(self) -> None:
+        """However slow the way is: what the server had sent before its answers has come with them."""
+        for queue in self._queues:
+            what = f"looking at queue {queue!r}"
+            self._connection.call(self._channel, what, self._channel.queue_declare, queue=queue, passive=True)
+
+    def _go_without(self, until: float) -> None:
+        """The rest is in other hands; of dead letters all of them, when somebody else began at the same moment."""
+        if self.messages or not self._address.dead:
+            self._exhausted = True
+        elif time.monotonic() > until:
+            raise _taken(self._address)
+        else:
+            self.close()
+            self._connection, self._channel = self._connect(), None
+            self._look(until)
 
     def _arrived(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         del channel
@@ -99,6 +139,19 @@ class Reader:
                 properties.headers.pop(wire.COUNT, None)  # looking changes nothing that can be seen
             received = wire.received(self._address, -tag, method, properties, body, counted=False)
             self.messages.append((tag, received))
+
+
+def await_turn(connection: Connection, declarer: Declarer, dead: Address, until: float) -> None:
+    """Until nobody reads these dead letters. Raises `Unavailable` if that is not by `until` of `time.monotonic()`."""
+    queue = names.queue_of(dead)
+    while declarer.count(queue)[1]:
+        if time.monotonic() > until:
+            raise _taken(dead)
+        connection.step(LOOK)
+
+
+def _taken(dead: Address) -> Unavailable:
+    return Unavailable(f"{dead} are being read by somebody else; try again")
 
 
 def _ignore(frame: Any) -> None:

@@ -60,22 +60,16 @@ class RedisAdmin:
         table = self._connection.call("HGETALL", self._keys.registry)
         addresses = sorted(address_of(field.decode()) for field in table[::2])
         with_groups = {address.name for address in addresses if address.group and not address.dead}
-        arguments: list[Argument] = []
-        for address in addresses:
-            unit = self._keys.unit(address)
-            main, side = (unit.main, unit.side) if _is_source(address) else ("", "")
-            arguments += (main, side, unit.group, int(unit.topic is not None), unit.waiting[0], unit.parked, unit.notes)
-        answers = self._connection.run(scripts.DEPTHS, [self._keys.owners], arguments) if arguments else []
-        depths = []
-        for address, counts in zip(addresses, answers, strict=True):
-            unread, pending, parked, later, due, delayed = counts
-            if isinstance(unread, bytes):
-                unread = self._unread(address, unread.decode())
-            later = min(later, parked)  # a note stays with a message that is in hand again
-            depth = Depth(address, max(0, unread + due + parked - later), max(0, pending - parked), delayed + later)
-            if _is_source(address) or address.name not in with_groups or depth.ready or depth.delayed:
-                depths.append(depth)
-        return depths
+        return [
+            depth
+            for depth in self._depths(addresses)
+            if _is_source(depth.address) or depth.address.name not in with_groups or depth.ready or depth.delayed
+        ]
+
+    def count(self, address: Address) -> int:
+        open_source(self._connection, self._keys, Declaration(address, order=None))
+        [depth] = self._depths([address])
+        return depth.ready + depth.delayed
 
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         source = open_source(self._connection, self._keys, Declaration(address, order=None))
@@ -189,6 +183,23 @@ class RedisAdmin:
             self._windows[declaration.address] = window
 
     # -- describing ----------------------------------------------------------------------------------------------------
+
+    def _depths(self, addresses: Sequence[Address]) -> list[Depth]:
+        arguments: list[Argument] = []
+        for address in addresses:
+            unit = self._keys.unit(address)
+            main, side = (unit.main, unit.side) if _is_source(address) else ("", "")
+            arguments += (main, side, unit.group, int(unit.topic is not None), unit.waiting[0], unit.parked, unit.notes)
+        answers = self._connection.run(scripts.DEPTHS, [self._keys.owners], arguments) if arguments else []
+        depths = []
+        for address, counts in zip(addresses, answers, strict=True):
+            unread, pending, parked, later, due, delayed = counts
+            if isinstance(unread, bytes):
+                unread = self._unread(address, unread.decode())
+            later = min(later, parked)  # a note stays with a message that is in hand again
+            ready = max(0, unread + due + parked - later)
+            depths.append(Depth(address, ready, max(0, pending - parked), delayed + later))
+        return depths
 
     def _unread(self, address: Address, read: str) -> int:
         """Counted one by one: the server has lost count, after an entry was deleted."""

@@ -145,6 +145,18 @@ class SqliteAdmin:
             db.execute("COMMIT")
 
     @_typed
+    def count(self, address: Address) -> int:
+        source = find_source(self._db, address)
+        published, later = self._db.execute(
+            f"""SELECT (SELECT count(*) FROM mq_message m LEFT JOIN mq_side s ON s.grp = :group AND s.id = m.id
+                        WHERE m.id > :low AND m.id < :high AND {_WAITING}),
+                       (SELECT count(*) FROM mq_later WHERE destination = :destination
+                        AND (grp = :group OR (grp IS NULL AND NOT :topic)))""",
+            _bounds(source) | {"destination": source.destination, "topic": source.topic},
+        ).fetchone()
+        return int(published + later)
+
+    @_typed
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         db = self._db
         source = find_source(db, address)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,15 +167,18 @@ class TestConcurrency:
     @pytest.mark.slow
     @case("L.05", needs=("lease", "survives_process", "processes"))
     def test_a_handler_that_holds_the_interpreter_beyond_the_lease_costs_a_repetition_at_most_and_its_process_goes_on(
-        self, harness: Harness
+        self, harness: Harness, tmp_path: Path
     ) -> None:
         words, url, bus = Queue(harness.unique("words"), str), short_lease(harness), harness.bus()
+        go = tmp_path / "go"
+        other = harness.consumer("hold_the_interpreter", words.name, "0.01", str(go), url=url)
+        other.wait_line("ready", within=60.0)
         bus.publish(words, "heavy")
         bus.publish(words, "light")
 
         hog = harness.consumer("hold_the_interpreter", words.name, "3.0", url=url)
         hog.wait_line("begin heavy")
-        other = harness.consumer("hold_the_interpreter", words.name, "0.01", url=url)
+        go.touch()
         harness.wait_empty(words, within=30.0)
         hog.wait_line("end heavy")
         other.kill()

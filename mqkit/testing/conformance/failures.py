@@ -384,6 +384,28 @@ class TestFailures:
         assert letters.list(limit=2) == looks[0][:2]
         assert letters.get("no such id") is None
 
+    @case("F.13")
+    def test_what_is_counted_is_what_is_seen(self, harness: Harness) -> None:
+        numbers, bus = dead_numbers(harness, 3)
+        bus.publish_many(numbers, range(4))
+        if harness.capabilities.delay:
+            bus.publish(numbers, 4, delay=60.0)
+        admin = bus.link.backend.admin()
+
+        try:
+            counts = [admin.count(address) for address in (numbers.address, numbers.address.dead_letters)]
+            seen = [
+                len(admin.browse(address, limit=100)) for address in (numbers.address, numbers.address.dead_letters)
+            ]
+            with pytest.raises(NotFound):
+                admin.count(Queue(harness.unique("missing")).address)
+        finally:
+            admin.close()
+
+        assert counts == seen
+        assert counts[0] >= 4
+        assert counts[1] == 3
+
     @case("F.14")
     def test_dead_letters_are_corrected_discarded_and_purged(self, harness: Harness) -> None:
         numbers, bus = dead_numbers(harness, 6)
@@ -732,7 +754,7 @@ class TestFailures:
         numbers, bus = dead_numbers(harness, 40)
         letters = bus.dead_letters(numbers)
 
-        process = harness.consumer("replay_slowly", numbers.name, "50")
+        process = harness.consumer("replay_slowly", numbers.name, "2")
         process.wait_line("begun")
         process.kill()
         process.wait()

@@ -109,12 +109,12 @@ def publish_delayed(url: str, name: str, delay: str) -> None:
 
 
 def replay_slowly(url: str, name: str, rate: str) -> None:
-    """Replay all dead letters of a queue, and say when the first has gone."""
-    bus = Bus(url)
-    letters = bus.dead_letters(Queue(name, int))
-    before = len(letters.list(limit=1000))
+    """Replay all dead letters of a queue, and say when the first is in the queue again."""
+    bus, numbers = Bus(url), Queue(name, int)
+    letters = bus.dead_letters(numbers)
     threading.Thread(target=letters.replay, kwargs={"rate": float(rate)}, daemon=True).start()
-    while len(letters.list(limit=1000)) == before:
+    admin = bus.link.backend.admin()
+    while not admin.count(numbers.address):  # a look at the dead letters would keep them from the replay
         time.sleep(WORK)
     _say("begun")
     threading.Event().wait()
@@ -134,8 +134,12 @@ def run_until_signal(url: str, name: str, work: str) -> None:
     _say("stopped")
 
 
-def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
-    """Handle one message with a single native call of that many seconds, during which no other thread runs."""
+def hold_the_interpreter(url: str, name: str, seconds: str, go: str = "") -> None:
+    """
+    Handle one message with a single native call of that many seconds, during which no other thread runs.
+
+    With `go` it opens its bus, says so, and begins as soon as that file is there.
+    """
     bus = Bus(url)
     size = sums_in(float(seconds))
 
@@ -145,14 +149,15 @@ def hold_the_interpreter(url: str, name: str, seconds: str) -> None:
         sum(range(size))
         _say("end", word)
 
+    if go:
+        bus.open()
+        _wait_for(go)
     bus.run()
 
 
 def declare_everything(url: str, stem: str, go: str) -> None:
     """Declare a queue, a keyed queue and a topic with two groups, twice, as soon as the file `go` is there."""
-    _say("ready")
-    while not os.path.exists(go):
-        time.sleep(WORK)
+    _wait_for(go)
     for _ in range(2):
         bus = Bus(url)
         bus.declare(Queue(f"{stem}-q"), Queue(f"{stem}-k", str, key=str), Topic(f"{stem}-t", groups=["a", "b"]))
@@ -167,6 +172,12 @@ def open_without(url: str, module: str) -> None:
         Bus(url).open()
     except MqkitError as exc:
         _say(type(exc).__name__, exc)
+
+
+def _wait_for(go: str) -> None:
+    _say("ready")
+    while not os.path.exists(go):
+        time.sleep(WORK)
 
 
 def sums_in(seconds: float) -> int:
