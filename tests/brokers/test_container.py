@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -20,40 +19,17 @@ import redis
 from mqkit.testing.brokers import KINDS, BrokerAbsent, BrokerContainer, BrokerFailed
 from mqkit.testing.brokers.container import OWNER, abandoned, daemon_is_here, owner, sweep
 from mqkit.testing.brokers.providers import provide
+from tests.brokers.images import client, image_of
 from tests.brokers.processes import wait_until
 
+__all__ = ["client"]
 pytest_plugins = ["pytester"]
 containers = pytest.mark.xdist_group("containers")
 
 
 @pytest.fixture
-def client() -> Iterator[docker.DockerClient]:
-    """Of a daemon that answers; one that does not fails these tests in CI, and skips them elsewhere."""
-    try:
-        if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
-            raise FileNotFoundError("no /var/run/docker.sock")  # docker-py would leave a socket open
-        client = docker.from_env(timeout=30)
-        client.ping()
-    except (docker.errors.DockerException, OSError) as exc:
-        absent(f"docker does not answer ({exc}); `make brokers` starts it")
-    yield client
-    client.close()
-
-
-def absent(reason: str) -> None:
-    if os.environ.get("CI") and os.environ.get("MQKIT_TEST_CONTAINERS") != "no":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
-@pytest.fixture
 def image(request: pytest.FixtureRequest, client: docker.DockerClient) -> str:
-    name = f"mqkit-test/{request.param}"
-    try:
-        client.images.get(name)
-    except docker.errors.ImageNotFound:
-        absent(f"the image {name} is not here; `make brokers` builds it")
-    return name
+    return image_of(client, request.param)
 
 
 def gone(client: docker.DockerClient, container: str) -> bool:

@@ -16,6 +16,7 @@ from examples.orders.ledger import Ledger
 from examples.orders.report import faults, rows_of, table
 from mqkit import Bus
 from mqkit.testing import Trace, VirtualClock, run_until_idle
+from mqkit.testing.brokers import RabbitProcess, RedisProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +128,13 @@ def test_the_demo_adds_up_twice_on_the_same_broker(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/shop.db"
     demo_of("--url", url)
     assert TABLE in demo_of("--url", url)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RedisProcess, RabbitProcess])
+def test_the_demo_adds_up_on_a_server_by_its_url_alone(kind: type[RedisProcess | RabbitProcess]):
+    with kind() as broker:
+        url = broker.url
+        if broker.management_url is not None:
+            url += f"?management=http://127.0.0.1:{broker.management_url.rpartition(':')[2]}"
+        assert TABLE in demo_of("--url", url)
