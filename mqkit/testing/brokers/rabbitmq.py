@@ -125,6 +125,7 @@ class RabbitProcess(BrokerProcess):
         try:
             done = subprocess.run(
                 command,
+                cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
