@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks import footprint, memory, peers, rabbitmq, rabbitmq_raw, redis, redis_raw, sqlite, sqlite_raw
+from benchmarks import (
+    footprint,
+    memory,
+    peers,
+    peers_rabbitmq,
+    peers_redis,
+    rabbitmq,
+    rabbitmq_raw,
+    redis,
+    redis_raw,
+    sqlite,
+    sqlite_raw,
+)
 from benchmarks.contest import Contest, Goal
 from benchmarks.footprint import MEGABYTES, MILLISECONDS
 from benchmarks.sample import CPU, MEDIAN, RATE
@@ -67,26 +79,65 @@ CONTESTS = (
     ),
     Contest(
         "rabbitmq-publish",
-        {"pika SelectConnection": rabbitmq_raw.publish, "mqkit publish_soon": rabbitmq.publish},
-        (Goal("mqkit publish_soon", RATE, least=1.0, against="pika SelectConnection"),),
-        "Documents of 1 KiB to a quorum queue, persistent, mandatory, confirmed, 1000 on their way at a time.",
+        {
+            "pika SelectConnection": rabbitmq_raw.publish,
+            "mqkit publish_soon": rabbitmq.publish,
+            "faststream": peers_rabbitmq.faststream_publish,
+            "kombu": peers_rabbitmq.kombu_publish,
+            "dramatiq": peers_rabbitmq.dramatiq_publish,
+        },
+        (
+            Goal("mqkit publish_soon", RATE, least=1.0, against="pika SelectConnection"),
+            Goal("mqkit publish_soon", RATE, least=4.0, against="faststream"),
+        ),
+        "Documents of 1 KiB to a quorum queue, persistent, mandatory, confirmed, 1000 on their way at a time. faststream waits "
+        "for 100 at once; kombu and dramatiq (on a classic queue) wait for each.",
     ),
     Contest(
         "rabbitmq-consume",
-        {"pika BlockingConnection": rabbitmq_raw.consume, "mqkit": rabbitmq.consume},
-        (Goal("mqkit", RATE, least=1.8, against="pika BlockingConnection"),),
-        "As before, prefetch 1000; pika acknowledges each message by itself, mqkit those that are done at once.",
+        {
+            "pika BlockingConnection": rabbitmq_raw.consume,
+            "mqkit": rabbitmq.consume,
+            "faststream": peers_rabbitmq.faststream_consume,
+            "kombu": peers_rabbitmq.kombu_consume,
+            "dramatiq": peers_rabbitmq.dramatiq_consume,
+        },
+        (
+            Goal("mqkit", RATE, least=1.8, against="pika BlockingConnection"),
+            Goal("mqkit", RATE, least=5.0, against="faststream"),
+            Goal("mqkit", RATE, least=2.5, against="kombu"),
+        ),
+        "As before, prefetch 1000; mqkit acknowledges those that are done at once, the others each message by itself.",
     ),
     Contest(
         "redis-publish",
-        {"redis-py, pipeline of 100": redis_raw.publish, "mqkit publish_soon": redis.publish},
-        (Goal("mqkit publish_soon", RATE, least=0.8, against="redis-py, pipeline of 100"),),
-        "Documents of 1 KiB, a server without a disk on the same machine, one producer thread.",
+        {
+            "redis-py, pipeline of 100": redis_raw.publish,
+            "mqkit publish_soon": redis.publish,
+            "faststream": peers_redis.faststream_publish,
+            "kombu": peers_redis.kombu_publish,
+            "dramatiq": peers_redis.dramatiq_publish,
+        },
+        (
+            Goal("mqkit publish_soon", RATE, least=0.8, against="redis-py, pipeline of 100"),
+            Goal("mqkit publish_soon", RATE, least=6.0, against="faststream"),
+        ),
+        "Documents of 1 KiB, a server without a disk on the same machine, one producer thread. faststream waits for 100 "
+        "at once, kombu and dramatiq (on lists) for each.",
     ),
     Contest(
         "redis-consume",
-        {"redis-py, 100 at a time": redis_raw.consume, "mqkit": redis.consume},
-        (Goal("mqkit", RATE, least=0.5, against="redis-py, 100 at a time"),),
+        {
+            "redis-py, 100 at a time": redis_raw.consume,
+            "mqkit": redis.consume,
+            "faststream": peers_redis.faststream_consume,
+            "kombu": peers_redis.kombu_consume,
+            "dramatiq": peers_redis.dramatiq_consume,
+        },
+        (
+            Goal("mqkit", RATE, least=0.5, against="redis-py, 100 at a time"),
+            Goal("mqkit", RATE, least=12.0, against="faststream"),
+        ),
         "As before. redis-py only acknowledges; mqkit also deletes what is settled, behind a fence, and holds a lease.",
     ),
     Contest(

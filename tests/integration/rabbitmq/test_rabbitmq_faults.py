@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mqkit import Bus, Queue, Topic
-from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishUnknown, TimedOut, Unavailable
+from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.testing.brokers import Certificates, RabbitProcess
 from tests.rabbit_server import RabbitHarness
 
@@ -216,7 +216,7 @@ class TestLosingTheServer:
             harness.wait(lambda: set(accepted) <= set(seen), within=60.0)
 
         assert len(errors) > before
-        assert {type(error) for error in errors} <= {PublishUnknown, TimedOut, Unavailable}
+        assert {type(error) for error in errors} <= {PublishFailed, PublishUnknown, TimedOut, Unavailable}
         assert consuming.dead_letters(numbers).list() == []
 
     def test_connections_that_are_closed_by_an_operator_come_back(self, harness: RabbitHarness) -> None:

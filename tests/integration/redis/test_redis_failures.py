@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 import redis
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
-from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, Unavailable
+from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.native import RedisQueue
 from mqkit.testing.brokers import RedisProcess, RedisUser
 from mqkit.testing.chaos import FaultProxy
@@ -122,6 +124,66 @@ def test_a_restart_loses_nothing_and_consumers_come_back(server: RedisProcess) -
         until(lambda: publish_again(consumer.bus, "after"))
         until(lambda: "after" in consumer.seen)
         until(lambda: set(consumer.seen) == {"after", *map(str, range(50))})
+
+
+@pytest.mark.timeout(180)
+def test_a_server_that_is_away_for_half_a_minute_loses_nothing_that_was_accepted(server: RedisProcess) -> None:
+    consumer, publishing = Consumer(server.url), Bus(server.url)
+    accepted: list[str] = []
+    errors: list[MqkitError] = []
+    enough = threading.Event()
+
+    def publish() -> None:
+        while not enough.is_set():
+            word = str(len(accepted))
+            try:
+                publishing.publish(words, word, id=f"word {word}", timeout=2.0)
+            except MqkitError as exc:
+                errors.append(exc)
+                enough.wait(0.2)
+            else:
+                accepted.append(word)
+
+    publisher = threading.Thread(target=publish)
+    with publishing, consumer.working():
+        publisher.start()
+        try:
+            until(lambda: len(accepted) > 50)
+            server.kill()
+            killed, before = time.monotonic(), len(errors)
+            until(lambda: time.monotonic() - killed > 30.0, within=60.0)
+            assert not consumer.bus.health().ready
+            server.start()
+            goal = len(accepted) + 50
+            until(lambda: len(accepted) > goal, within=60.0)
+        finally:
+            enough.set()
+            publisher.join(30.0)
+        until(lambda: set(accepted) <= set(consumer.seen), within=60.0)
+
+    assert len(errors) > before
+    assert {type(error) for error in errors} <= {PublishFailed, PublishUnknown, TimedOut, Unavailable}
+    with Bus(server.url) as bus:
+        assert bus.dead_letters(words).list() == []
+
+
+def test_no_log_at_any_level_has_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with RedisProcess(password="s3cret", appendonly=True) as server:
+        consumer = Consumer(server.url)
+        with consumer.working():
+            consumer.bus.publish(words, "one")
+            until(lambda: "one" in consumer.seen)
+            server.kill()
+            server.start()
+            until(lambda: publish_again(consumer.bus, "two"))
+            until(lambda: "two" in consumer.seen)
+        with pytest.raises(Denied):
+            Bus(server.url.replace("s3cret", "s3cret-and-wrong")).open(timeout=10.0)
+
+    assert any(record.name.startswith("mqkit") for record in caplog.records)
+    said = "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
+    assert "s3cret" not in said + caplog.text
 
 
 def publish_again(bus: Bus, word: str) -> bool:
