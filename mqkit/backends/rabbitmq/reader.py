@@ -101,8 +101,9 @@ class Reader:
     def _look(self, until: float) -> None:
         declarer = Declarer(self._connection)
         if self._address.dead:
-            await_turn(self._connection, declarer, self._address, until)
-        self.expected = sum(declarer.count(queue)[0] for queue in self._queues)
+            self.expected = await_turn(self._connection, declarer, self._address, until)
+        else:
+            self.expected = sum(declarer.count(queue)[0] for queue in self._queues)
 
     def _consume(self) -> None:
         self._channel = self._connection.channel()
@@ -141,10 +142,16 @@ class Reader:
             self.messages.append((tag, received))
 
 
-def await_turn(connection: Connection, declarer: Declarer, dead: Address, until: float) -> None:
-    """Until nobody reads these dead letters. Raises `Unavailable` if that is not by `until` of `time.monotonic()`."""
+def await_turn(connection: Connection, declarer: Declarer, dead: Address, until: float) -> int:
+    """
+    How many there are, once nobody reads these dead letters: both from one answer, for in the next one somebody else may
+    have begun. Raises `Unavailable` if that is not by `until` of `time.monotonic()`.
+    """
     queue = names.queue_of(dead)
-    while declarer.count(queue)[1]:
+    while True:
+        ready, consumers = declarer.count(queue)
+        if not consumers:
+            return ready
         if time.monotonic() > until:
             raise _taken(dead)
         connection.step(LOOK)

@@ -349,6 +349,7 @@ class TestLifecycle:
         with bus.worker():
             sender.publish(words, "before")
             harness.wait(lambda: "before" in seen)
+            harness.wait_empty(words)  # settled too, or its consumer gives it back to the new queue
             harness.delete(words)
             sender.publish(words, "after")
             harness.wait(lambda: "after" in seen, within=30.0)
