@@ -536,6 +536,7 @@ class MemoryReceiver:
         with broker.lock:
             if not broker.exists(address):
                 raise NotFound(f"{address} does not exist on {broker!r}")
+            self._of = broker.sources.get(address)
             if self._inbox is not None:
                 broker.broadcasts[address.name].add(self._inbox)
 
@@ -575,7 +576,7 @@ class MemoryReceiver:
 
     def close(self) -> None:
         with self._broker.lock:
-            source = self._broker.sources.get(self._address)
+            source = self._source()
             now = self._broker.clock.now()
             for stored in sorted(self._hands.values(), key=lambda stored: stored.seq):
                 if source is not None:
@@ -584,10 +585,14 @@ class MemoryReceiver:
             if self._inbox is not None:
                 self._broker.broadcasts.get(self._address.name, set()).discard(self._inbox)
 
+    def _source(self) -> Source | None:
+        """None once it was deleted: what was in hand is gone with it, and a new one of its name is another."""
+        return self._of if self._broker.sources.get(self._address) is self._of else None
+
     def _take(self, room: int) -> list[Received]:
         if self._inbox is not None:
             return [_live(next(self._broker.handles), message) for message in self._inbox.take(room)]
-        source = self._broker.sources.get(self._address)
+        source = self._source()
         if source is None:
             raise NotFound(f"{self._address} was deleted")
         now = self._broker.clock.now()
@@ -608,7 +613,7 @@ class MemoryReceiver:
 
     def _carry_out(self) -> Sequence[tuple[Received, MqkitError]]:
         broker = self._broker
-        source = broker.sources.get(self._address)
+        source = self._source()
         now = broker.clock.now()
         staged, self._staged = self._staged, []
         refused: list[tuple[Received, MqkitError]] = []
@@ -645,7 +650,7 @@ class MemoryReceiver:
 
     def _watch(self, on: bool) -> None:
         """Under the lock: be told, or not any more, when the source gets something."""
-        source = self._broker.sources.get(self._address)
+        source = self._source()
         if source is not None:
             (source.idle.add if on else source.idle.discard)(self)
 

@@ -349,7 +349,6 @@ class TestLifecycle:
         with bus.worker():
             sender.publish(words, "before")
             harness.wait(lambda: "before" in seen)
-            harness.wait_empty(words)  # settled too, or its consumer gives it back to the new queue
             harness.delete(words)
             sender.publish(words, "after")
             harness.wait(lambda: "after" in seen, within=30.0)
@@ -357,6 +356,24 @@ class TestLifecycle:
 
         assert seen == ["before", "after"]
         assert health.ready
+
+    @case("A.15")
+    def test_what_was_in_hand_when_its_queue_was_deleted_does_not_return_in_the_next_of_its_name(
+        self, harness: Harness
+    ) -> None:
+        words, bus, sender = Queue(harness.unique("words"), str), harness.bus(), harness.bus()
+        sender.publish(words, "before")
+
+        with bus.subscription(words) as messages:
+            [held] = harness.take(messages, 1)
+            harness.delete(words)
+            sender.publish(words, "after")
+        with sender.subscription(words) as messages:
+            [delivery] = harness.take(messages, 1)
+            delivery.ack()
+            harness.wait_empty(words)
+
+        assert (held.payload, delivery.payload) == ("before", "after")
 
     @case("A.16")
     def test_a_consumer_whose_loop_crashes_is_reported_and_runs_again(self, harness: Harness) -> None:
