@@ -107,7 +107,8 @@ CONTESTS = (
             Goal("mqkit", RATE, least=5.0, against="faststream"),
             Goal("mqkit", RATE, least=2.5, against="kombu"),
         ),
-        "As before, prefetch 1000; mqkit acknowledges those that are done at once, the others each message by itself.",
+        "As before, prefetch 1000 but for dramatiq, which has its own; mqkit acknowledges those that are done at once, the "
+        "others each message by itself.",
     ),
     Contest(
         "redis-publish",

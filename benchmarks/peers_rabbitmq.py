@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from kombu import Connection, Consumer, Producer
 from kombu import Queue as KombuQueue
 
+from benchmarks import peers_dramatiq
 from benchmarks.rabbitmq_raw import ARGUMENTS, QUEUE, WINDOW, declare, server_url
-from benchmarks.sample import LARGE, Sample, Stopwatch, wait_until
+from benchmarks.sample import LARGE, Sample, Stopwatch
 
 MESSAGES = 5_000  # a quarter of ours: they are slower
 TOGETHER = 100  # publishes that FastStream waits for at once
@@ -95,38 +95,11 @@ async def _faststream(url: str, *, consume: bool) -> Sample:
 
 
 def dramatiq_publish() -> Sample:
+    """Its queues are classic ones."""
     with server_url() as url:
-        broker, actor, _ = _dramatiq(url)
-        sample = _dramatiq_fill(actor)
-        broker.close()
-        return sample
+        return peers_dramatiq.publish(RabbitmqBroker(url=url, confirm_delivery=True, middleware=[]), MESSAGES)
 
 
 def dramatiq_consume() -> Sample:
-    """With its default of eight threads."""
     with server_url() as url:
-        broker, actor, handled = _dramatiq(url)
-        _dramatiq_fill(actor)
-        worker = dramatiq.Worker(broker)
-        watch = Stopwatch()
-        worker.start()
-        wait_until(lambda: len(handled) == MESSAGES)
-        sample = watch.sample(MESSAGES)
-        worker.stop()
-        broker.close()
-        return sample
-
-
-def _dramatiq(url: str) -> tuple[Any, Any, list[Any]]:
-    """Its queues are classic ones."""
-    broker = RabbitmqBroker(url=url, confirm_delivery=True, middleware=[])
-    dramatiq.set_broker(broker)
-    handled: list[Any] = []
-    return broker, dramatiq.actor(handled.append, actor_name="handle", queue_name="tasks"), handled
-
-
-def _dramatiq_fill(actor: Any) -> Sample:
-    watch = Stopwatch()
-    for _ in range(MESSAGES):
-        actor.send(LARGE)
-    return watch.sample(MESSAGES)
+        return peers_dramatiq.consume(RabbitmqBroker(url=url, confirm_delivery=True, middleware=[]), MESSAGES)

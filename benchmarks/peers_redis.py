@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker as DramatiqBroker
 from faststream.redis import RedisBroker, StreamSub
 from kombu import Connection
 
-from benchmarks.sample import LARGE, Sample, Stopwatch, wait_until
+from benchmarks import peers_dramatiq
+from benchmarks.sample import LARGE, Sample, Stopwatch
 from mqkit.testing.brokers import RedisProcess
 
 MESSAGES = 5_000  # a twelfth of ours: they are slower
@@ -91,33 +91,9 @@ def _kombu_fill(queue: Any) -> Sample:
 
 def dramatiq_publish() -> Sample:
     with RedisProcess() as server:
-        _, actor, _ = _dramatiq(server.url)
-        return _dramatiq_fill(actor)
+        return peers_dramatiq.publish(DramatiqBroker(url=server.url, middleware=[]), MESSAGES)
 
 
 def dramatiq_consume() -> Sample:
-    """With its default of eight threads."""
     with RedisProcess() as server:
-        broker, actor, handled = _dramatiq(server.url)
-        _dramatiq_fill(actor)
-        worker = dramatiq.Worker(broker)
-        watch = Stopwatch()
-        worker.start()
-        wait_until(lambda: len(handled) == MESSAGES)
-        sample = watch.sample(MESSAGES)
-        worker.stop()
-        return sample
-
-
-def _dramatiq(url: str) -> tuple[Any, Any, list[Any]]:
-    broker = DramatiqBroker(url=url, middleware=[])
-    dramatiq.set_broker(broker)
-    handled: list[Any] = []
-    return broker, dramatiq.actor(handled.append, actor_name="handle", queue_name="tasks"), handled
-
-
-def _dramatiq_fill(actor: Any) -> Sample:
-    watch = Stopwatch()
-    for _ in range(MESSAGES):
-        actor.send(LARGE)
-    return watch.sample(MESSAGES)
+        return peers_dramatiq.consume(DramatiqBroker(url=server.url, middleware=[]), MESSAGES)

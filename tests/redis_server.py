@@ -52,8 +52,10 @@ class RedisHarness(Harness):
     @contextmanager
     def outage(self) -> Iterator[None]:
         self._server.kill()
-        yield
-        self._server.start()
+        try:
+            yield
+        finally:
+            self._server.start()
 
     @property
     def system(self) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from mqkit._numbers import finite, whole
 from mqkit.backends.base import Address, Admin, Outgoing, Received
-from mqkit.destinations import Destination
+from mqkit.destinations import Destination, Topic
 from mqkit.envelope import Dead
 from mqkit.errors import ConfigError, Unroutable
 from mqkit.message import DeadLetter, message_of
@@ -111,7 +111,7 @@ class DeadLetters(Generic[T]):
         target = to.address if to is not None else self._source
         if to is not None:
             self._access.declare(to)
-            if not getattr(to, "groups", ()):  # those it names exist by now
+            if isinstance(to, Topic) and not to.groups:  # those it names exist by now
                 self._refuse_nobody(target)
 
         def copy(received: Received) -> Sequence[Outgoing]:
@@ -140,8 +140,6 @@ class DeadLetters(Generic[T]):
         return self._replace(ids, where, lambda _: (), None)
 
     def _refuse_nobody(self, target: Address) -> None:
-        if target.kind != "topic":
-            return
         admin = self._access.admin_of(target)
         try:
             groups = [depth.address for depth in admin.describe() if depth.address.group]

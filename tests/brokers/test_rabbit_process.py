@@ -55,7 +55,7 @@ def test_a_confirmed_message_and_the_port_survive_a_kill(broker: RabbitProcess) 
         channel.queue_declare("kept", durable=True)
         channel.basic_publish("", "kept", b"1", pika.BasicProperties(delivery_mode=2))
 
-    # 3.10.8 may answer a declaration a moment before it is on the disk.
+    # On 3.10.8 a queue that was declared right before the kill was gone once. What is asked here is the message.
     broker.ctl("eval", "mnesia:sync_log().")
     group = broker.pid
     broker.kill()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mqkit import Bus, DeadLetter, Queue
+from mqkit import Bus, DeadLetter, Queue, Topic
 from mqkit.backends.base import Admin
 from mqkit.errors import Unavailable
 from tests.rabbit_server import RabbitHarness
@@ -81,5 +81,7 @@ def test_many_who_look_at_once_each_see_all(bus: Bus) -> None:
 
 
 def test_a_replay_asks_no_management_api(bus: Bus) -> None:
-    assert bus.dead_letters(numbers).replay(where=lambda letter: int(letter.message.body) < 20) == 20
+    events = Topic("events", int, groups=["one"])
+    assert bus.dead_letters(numbers).replay(to=events, where=lambda letter: int(letter.message.body) < 10) == 10
+    assert bus.dead_letters(numbers).replay(where=lambda letter: int(letter.message.body) < 20) == 10
     assert bus.dead_letters(numbers).replay() == 10
