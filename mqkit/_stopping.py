@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 import time
@@ -20,12 +21,14 @@ def stopping() -> Iterator[threading.Event]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if not stop.is_set():
+        if not first:
             first = time.monotonic()
+            # Not set here: this runs in the middle of whatever the main thread does, and in `stop.wait` it holds the lock
+            # that `set` waits for. Starting a thread this way takes none.
+            _thread.start_new_thread(stop.set, ())
         elif time.monotonic() - first > TWICE:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -6,6 +6,7 @@ An event is one line, appended by one system call, so the order of lines is that
 
 from __future__ import annotations
 
+import _thread
 import os
 import random
 import signal
@@ -88,7 +89,8 @@ class Publisher:
 
 def publish(url: str, journal: Journal) -> None:
     bus, stop = Bus(url), threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Not set by the handler itself, which may interrupt `stop.wait` where it holds the lock that `set` waits for.
+    signal.signal(signal.SIGTERM, lambda *_: _thread.start_new_thread(stop.set, ()))
     Publisher(bus, journal, stop).run()
     with suppress(MqkitError):  # every outcome is in the journal already
         bus.close()
