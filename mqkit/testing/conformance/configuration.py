@@ -391,6 +391,7 @@ class TestConfiguration:
     @case("K.15")
     def test_a_secret_in_the_url_is_never_shown(self, harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
+        caplog.set_level(logging.DEBUG, logger="mqkit")
         scheme, _, rest = harness.url.partition("://")
         urls = [
             harness.url_with(password=SECRET),

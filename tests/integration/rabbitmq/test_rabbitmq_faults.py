@@ -94,6 +94,7 @@ class TestConnecting:
             api("PUT", f"permissions/{harness.vhost}/keeper", {"configure": ".*", "write": ".*", "read": ".*"})
             caplog.set_level(logging.DEBUG)
             caplog.set_level(logging.DEBUG, logger="pika")
+            caplog.set_level(logging.DEBUG, logger="mqkit")  # an example that was imported may have raised it
             bus, seen = harness.bus(f"amqp://keeper:s3cret@127.0.0.1:{port}/{harness.vhost}"), list[str]()
             bus.on(words)(seen.append)
             with bus.worker():
