@@ -202,7 +202,7 @@ class Endings:
         in_place = after <= longest if longest else not after and attempt is None
         if self._settings.ordered or in_place:
             self._tally.note(delivery, outcome, error)
-            return (Release(received, after, attempt, since),)
+            return (Release(received, min(after, self._can.hold), attempt, since),)
         copy = later(received, min(after, self._can.delay), attempt, since, self._now())
         copy.partitions = self._settings.destination.partitions
         return self._complete(delivery, Ending(((None, copy),), outcome, error))

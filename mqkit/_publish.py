@@ -7,13 +7,14 @@ import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from mqkit._chance import chance
 from mqkit._spill import Spill
 from mqkit._ticket import Ticket, claim
 from mqkit._topology import Topology
+from mqkit._unconfirmed import Unconfirmed, raise_undelivered
 from mqkit.backends.base import Backend, Outgoing, Publisher
 from mqkit.errors import (
     BlockingCall,
@@ -35,7 +36,6 @@ log = logging.getLogger("mqkit")
 
 Overflow = Literal["block", "reject", "drop_oldest", "drop_newest", "spill"]
 OVERFLOWS: tuple[Overflow, ...] = ("block", "reject", "drop_oldest", "drop_newest", "spill")
-KEPT = 1000  # failures of publish_soon that are kept for flush; of the others only the number
 GIVE_UP = 1.0  # longest time close() waits for its thread to let go of what is not answered
 WINDOW = 1000  # messages with the broker and not yet answered
 BLOCK = 30.0  # longest time publish_soon waits for room
@@ -69,8 +69,7 @@ class PublishPump:
         self._inflight = 0  # taken from the queue and not answered
         self._again: list[Ticket] = []  # of these, what waits for its lost destination to be declared again
         self._grouped = backend.capabilities.group_commit
-        self._changed = threading.Condition()  # something was answered, or the bus closes
-        self._watchers = 0  # who wait for that
+        self._unconfirmed = Unconfirmed()  # of publish_soon: what the buffer holds, and flush waits for
         self._armed = False
         self._publisher: Publisher | None = None
         self._closing = False  # nothing new is accepted
@@ -79,11 +78,8 @@ class PublishPump:
         self._connected_once = threading.Event()
         self._state: str | None = "not connected yet"  # why nothing can be published now; None: all is well
         self._fatal: MqkitError | None = None
-        self._on_resolved = self._resolved  # bound once, not per message
-        self._noting = threading.Lock()
-        self._failed = 0  # of publish_soon, since the last flush
-        self._failures: list[BaseException] = []  # the first of them
-        self._undelivered: set[Ticket] = set()  # of publish_soon: what the buffer holds, and flush waits for
+        self._buffered = self._unconfirmed.tickets
+        self._on_resolved = self._unconfirmed.resolved  # bound once, not per message
         self._thread = threading.Thread(target=self._run, name=f"mqkit-publish-{name}", daemon=True)
         self._thread.start()
         self.ident = self._thread.ident  # of the thread that also runs done-callbacks: they cannot wait for it
@@ -96,7 +92,7 @@ class PublishPump:
         message.token = ticket
         self._queue.append(ticket)
         if self._closing:
-            self._refuse([ticket])
+            self._refuse(ticket)
         if not self._armed:
             self._notify()
         return ticket
@@ -109,7 +105,7 @@ class PublishPump:
             tickets.append(ticket)
         self._queue.extend(tickets)
         if self._closing:
-            self._refuse(tickets)
+            self._refuse_many(tickets)
         if not self._armed:
             self._notify()
         return tickets
@@ -124,29 +120,29 @@ class PublishPump:
         """
         if self._spill is not None:
             return self._send_or_spill(message, self._spill)
-        if len(self._undelivered) >= self._buffer:
+        if len(self._buffered) >= self._buffer:
             dropped = self._overflowed(message, on_loop)
             if dropped is not None:
                 return dropped
         ticket = Ticket(message)
         message.token = ticket
         ticket.on_resolved = self._on_resolved
-        self._undelivered.add(ticket)
+        self._buffered.add(ticket)
         self._queue.append(ticket)
         if self._closing:
-            self._refuse([ticket])
+            self._refuse(ticket)
         if not self._armed:
             self._notify()
         return ticket
 
     def flush(self, timeout: float) -> None:
         """Wait for every `publish_soon` so far; raise what failed since the last flush."""
-        late = self._unanswered(timeout)
+        late = self._unconfirmed.wait(timeout)
         if late:
             raise TimedOut(
                 f"{len(late)} messages are not confirmed after {timeout:g} s; {self.trouble() or 'still sending'}"
             )
-        self._raise_failures()
+        self._unconfirmed.raise_failures()
 
     def wait_connected(self, timeout: float) -> None:
         """Raises why not, when there is no connection within the timeout."""
@@ -175,11 +171,10 @@ class PublishPump:
             PublishFailed: Everything was answered, and some of it failed since the last flush.
         """
         deadline = time.monotonic() + timeout
-        self._unanswered(timeout)
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        late = list(self._undelivered)
+        self._unconfirmed.wait(timeout)
+        self._closing = True
+        self._unconfirmed.tell()
+        late = list(self._buffered)
         self._wake()
         self._arrived.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -190,8 +185,8 @@ class PublishPump:
             self._wake()
             self._arrived.set()
             self._thread.join(GIVE_UP)
-        self._raise_undelivered(late, f"after {timeout:g} s: {why}")
-        self._raise_failures()
+        raise_undelivered(late, f"after {timeout:g} s: {why}", given_up=self._giving_up)
+        self._unconfirmed.raise_failures()
 
     @property
     def alive(self) -> bool:
@@ -212,7 +207,7 @@ class PublishPump:
         """In a forked child, where the thread is not: whoever holds a future of the parent gets an answer."""
         self._closing = True
         error = Closed("this publish belongs to the parent of this forked process")
-        for ticket in [*self._queue, *self._undelivered]:
+        for ticket in [*self._queue, *self._buffered]:
             ticket.orphan(error)
 
     def _notify(self) -> None:
@@ -226,17 +221,21 @@ class PublishPump:
         else:
             self._arrived.set()
 
-    def _refuse(self, tickets: Sequence[Ticket]) -> None:
+    def _refuse(self, ticket: Ticket) -> None:
         """
         The bus is closing, which is looked at after queueing: seen before, the thread may have looked for the last time.
 
         Raises:
-            Closed: None of them will be sent. Where the thread was first it answers them.
+            Closed: It will not be sent. Where the thread was first, it answers.
         """
+        if ticket.cancel():
+            raise _closed()
+
+    def _refuse_many(self, tickets: Sequence[Ticket]) -> None:
+        """As `_refuse`; where the thread was first for some of them, the others are answered with `Closed`."""
         withdrawn = claim(tickets)
-        self._undelivered.difference_update(withdrawn)
         if len(withdrawn) == len(tickets):
-            raise Closed("the bus is closed; open() it again before publishing")
+            raise _closed()
         self._resolve(withdrawn, _unsent())
 
     # -- the buffer ------------------------------------------------------------------------------------------------
@@ -265,19 +264,8 @@ class PublishPump:
             raise BlockingCall(f"publish_soon would block for room: {full}; await bus.aio.publish_soon(...) instead")
         if self.runs_here:
             raise BlockingCall(f"publish_soon in a done-callback would wait for its own thread to make room: {full}")
-        deadline = time.monotonic() + BLOCK
-        with self._changed:
-            self._watchers += 1
-            try:
-                while len(self._undelivered) >= self._buffer and not self._closing:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise BufferFull(
-                            f"message {message.id} refused: {full} for {BLOCK:g} s; {self.trouble() or ''}"
-                        )
-                    self._changed.wait(left)
-            finally:
-                self._watchers -= 1
+        if not self._unconfirmed.wait_until(lambda: len(self._buffered) < self._buffer or self._closing, BLOCK):
+            raise BufferFull(f"message {message.id} refused: {full} for {BLOCK:g} s; {self.trouble() or ''}")
 
     def _drop_oldest(self, error: BufferFull) -> None:
         """Give up the oldest message of `publish_soon` that is not with the broker; what others wait for stays."""
@@ -298,8 +286,8 @@ class PublishPump:
         ticket.on_resolved = self._on_resolved
         with self._head:
             if self._closing:
-                raise Closed("the bus is closed; open() it again before publishing")
-            if not spill.count and len(self._undelivered) < self._buffer:
+                raise _closed()
+            if not spill.count and len(self._buffered) < self._buffer:
                 message.token = ticket
                 self._queue.append(ticket)
             else:
@@ -307,77 +295,20 @@ class PublishPump:
                     spill.put(ticket, message)
                 except OSError as exc:
                     raise BufferFull(
-                        f"message {message.id} refused: {len(self._undelivered)} messages are buffered and the temporary "
+                        f"message {message.id} refused: {len(self._buffered)} messages are buffered and the temporary "
                         f"file for more cannot grow: {exc}"
                     ) from exc
-            self._undelivered.add(ticket)
+            self._buffered.add(ticket)
         if not self._armed:
             self._notify()
         return ticket
-
-    def _unanswered(self, timeout: float) -> list[Ticket]:
-        """Of what `publish_soon` has accepted so far, what has no answer within the timeout."""
-        late = list(self._undelivered)
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            self._watchers += 1
-            try:
-                while True:
-                    while late and late[-1].answered:
-                        late.pop()
-                    left = deadline - time.monotonic()
-                    if not late or left <= 0:
-                        break
-                    self._changed.wait(left)
-            finally:
-                self._watchers -= 1
-        return [ticket for ticket in late if not ticket.answered]
-
-    def _resolved(self, ticket: Ticket, error: BaseException | None) -> None:
-        """A `publish_soon` is about to be answered."""
-        if error is not None:
-            with self._noting:
-                self._failed += 1
-                if len(self._failures) < KEPT:
-                    self._failures.append(error)
-        self._undelivered.discard(ticket)
-        if self._watchers and ticket.withdrawn:
-            self._tell_watchers()
 
     def _resolve(self, tickets: Iterable[Ticket], error: MqkitError) -> None:
         """Answer what no publisher has."""
         for ticket in tickets:
             ticket.resolve(error)
-        if self._watchers:
-            self._tell_watchers()
-
-    def _tell_watchers(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def _raise_failures(self) -> None:
-        """What `publish_soon` could not send since the last time somebody asked."""
-        with self._noting:
-            failures, self._failures = self._failures, []
-            count, self._failed = self._failed, 0
-        if count == 1:
-            raise failures[0]
-        if count:
-            kinds = ", ".join(sorted({type(error).__name__ for error in failures}))
-            summary = PublishFailed(f"{count} messages were not confirmed ({kinds}); first: {failures[0]}")
-            summary.retryable = False
-            raise summary from ExceptionGroup("publish_soon", [e for e in failures if isinstance(e, Exception)])
-
-    def _raise_undelivered(self, late: Sequence[Ticket], why: str) -> None:
-        """Of what was not answered when the bus began to close."""
-        errors = [ticket.exception() if ticket.done() else PublishUnknown() for ticket in late if not ticket.withdrawn]
-        unknown = sum(isinstance(error, PublishUnknown) for error in errors)
-        unsent = sum(error is not None for error in errors) - unknown
-        if unknown or (unsent and (self._giving_up or any(isinstance(error, Closed) for error in errors))):
-            raise TimedOut(
-                f"closed with {unsent + unknown} accepted messages undelivered ({unsent} not sent; {unknown} with the broker, "
-                f"stored or not) {why}"
-            )
+        if self._unconfirmed.watchers:
+            self._unconfirmed.tell()
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
@@ -508,8 +439,8 @@ class PublishPump:
                 ticket.resolve(error)
         if self._again and not self._inflight:
             self._send_again()
-        if self._watchers:
-            self._tell_watchers()
+        if self._unconfirmed.watchers:
+            self._unconfirmed.tell()
 
     def _send_again(self) -> None:
         """
@@ -557,33 +488,8 @@ class PublishPump:
         self._resolve(claim(waiting), error)
 
 
-def wait_for_ticket(ticket: Ticket, timeout: float, why: Callable[[], str | None]) -> str:
-    """
-    The message id, once the broker is responsible.
-
-    Raises:
-        TimedOut: Withdrawn in time, certainly not sent.
-        PublishUnknown: It was with the broker already; publish again with the same id.
-        PublishFailed, NotFound, Denied, ...: What the broker answered.
-    """
-    message = ticket.outgoing
-    if ticket.wait(timeout):
-        return ticket.result(0)
-    return expire(ticket, message, timeout, why())
-
-
-def expire(ticket: Ticket, message: Outgoing | None, timeout: float, trouble: str | None) -> str:
-    """A waiter's time is over: withdraw, or say that nobody knows. The id, if it was confirmed at the last moment."""
-    shown = message.id if message is not None else "?"
-    because = f": {trouble}" if trouble else ""
-    if ticket.cancel():
-        raise TimedOut(f"message {shown} was withdrawn after {timeout:g} s, not sent{because}") from None
-    if ticket.done():
-        return ticket.result(0)
-    raise PublishUnknown(
-        f"message {shown} was handed to the broker and not confirmed within {timeout:g} s{because}; "
-        f"publish again with id={shown!r}"
-    ) from None
+def _closed() -> Closed:
+    return Closed("the bus is closed; open() it again before publishing")
 
 
 def _unsent() -> Closed:

@@ -61,6 +61,8 @@ def needs(settings: Settings, can: Capabilities, known: Sequence[str]) -> None:
             missing.append("retry")
         elif settings.retry.backoff.cap > longest:
             missing.append(f"a back-off of {settings.retry.backoff.cap:g} s (at most {longest:g} s)")
+    if settings.retry.attempts != 1 and settings.ordered and settings.retry.backoff.cap > can.hold:
+        missing.append(f"a back-off of {settings.retry.backoff.cap:g} s in order (at most {can.hold:g} s)")
     if settings.declaration.start == "earliest" and not can.replay:
         missing.append('start="earliest"')
     if missing:

@@ -11,6 +11,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from typing import Any
 
 from mqkit.backends.base import Outgoing
+from mqkit.errors import PublishUnknown, TimedOut
 
 # Claiming (pump) against withdrawing (caller whose time ran out): whoever is first decides, so a ticket withdrawn is
 # certainly not sent. Taken once per batch and once per time-out, hence one lock for all.
@@ -155,3 +156,32 @@ def claim(tickets: Iterable[Ticket]) -> list[Ticket]:
                 ticket._state = RUNNING
                 claimed.append(ticket)
     return claimed
+
+
+def wait_for_ticket(ticket: Ticket, timeout: float, why: Callable[[], str | None]) -> str:
+    """
+    The message id, once the broker is responsible.
+
+    Raises:
+        TimedOut: Withdrawn in time, certainly not sent.
+        PublishUnknown: It was with the broker already; publish again with the same id.
+        PublishFailed, NotFound, Denied, ...: What the broker answered.
+    """
+    message = ticket.outgoing
+    if ticket.wait(timeout):
+        return ticket.result(0)
+    return expire(ticket, message, timeout, why())
+
+
+def expire(ticket: Ticket, message: Outgoing | None, timeout: float, trouble: str | None) -> str:
+    """A waiter's time is over: withdraw, or say that nobody knows. The id, if it was confirmed at the last moment."""
+    shown = message.id if message is not None else "?"
+    because = f": {trouble}" if trouble else ""
+    if ticket.cancel():
+        raise TimedOut(f"message {shown} was withdrawn after {timeout:g} s, not sent{because}") from None
+    if ticket.done():
+        return ticket.result(0)
+    raise PublishUnknown(
+        f"message {shown} was handed to the broker and not confirmed within {timeout:g} s{because}; "
+        f"publish again with id={shown!r}"
+    ) from None

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
-from mqkit._publish import BLOCK, expire
-from mqkit._ticket import Ticket
+from mqkit._publish import BLOCK
+from mqkit._ticket import Ticket, expire
 from mqkit._timeout import check_timeout
 from mqkit.backends.base import Outgoing
 from mqkit.destinations import Broadcast, Destination, Queue, Topic

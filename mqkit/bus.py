@@ -15,10 +15,10 @@ from mqkit import config
 from mqkit._clock import Clock, SystemClock, is_clock
 from mqkit._link import Link
 from mqkit._outgoing import forwarded
-from mqkit._publish import OVERFLOWS, Overflow, PublishPump, wait_for_ticket
+from mqkit._publish import OVERFLOWS, Overflow, PublishPump
 from mqkit._registry import known_schemes
 from mqkit._settings import Settings
-from mqkit._ticket import Ticket
+from mqkit._ticket import Ticket, wait_for_ticket
 from mqkit._timeout import check_timeout
 from mqkit._topology import Mode
 from mqkit._url import Url

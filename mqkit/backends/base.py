@@ -12,6 +12,7 @@ All durations are seconds. "Now" of a backend (`Receiver.now`) never steps; leas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -244,7 +245,11 @@ class Receiver(Protocol):
 
 
 class Depth(msgspec.Struct, frozen=True):
-    """How many messages a source holds: waiting, in somebody's hands, and not yet due (delays and back-offs)."""
+    """
+    How many messages a source holds: waiting, in somebody's hands, and not yet due (delays and back-offs).
+
+    A message that moves from one to another while they are counted may be missed or counted twice.
+    """
 
     address: Address
     ready: int
@@ -329,6 +334,8 @@ class Capabilities:
     wake: float  # longest time until a blocked receive notices a new message of another process
     max_body: int  # bytes, as the backend takes them; a publish keeps 4 KiB of it free
     max_batch: int = 1000  # messages in one submit
+    hold: float = math.inf  # longest wait of a `Release` in order: seconds a message may stay unsettled in its place
+    settles_at_once: bool = False  # what `receive` or `flush` has carried out stays so if this process dies
     group_commit: bool = False  # one batch is written at a time, and a wait for the disk costs the same for all of it
 
 

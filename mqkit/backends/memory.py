@@ -84,6 +84,7 @@ class MemoryBackend(Backend):
             lease=None,
             wake=0.0,
             max_body=options.max_body,
+            settles_at_once=True,
         )
         self._broker = _named_broker(url.host, clock) if url.host else Broker(clock)
 

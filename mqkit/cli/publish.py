@@ -18,7 +18,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mqkit._outgoing import check_envelope
-from mqkit._publish import wait_for_ticket
+from mqkit._ticket import wait_for_ticket
 from mqkit.backends.base import Declaration, Outgoing
 from mqkit.bus import Bus
 from mqkit.cli import _exit

@@ -212,6 +212,26 @@ def test_a_back_off_that_cannot_be_waited_for_is_refused_and_a_later_wish_shorte
     assert round(tries[1] - tries[0], 3) == 5.0
 
 
+def test_in_order_the_same_holds_for_how_long_a_message_may_stay_in_its_place(bus: Bus):
+    broker(bus).capabilities = replace(broker(bus).capabilities, hold=5.0)
+    refused, steps = Bus("distant://"), Queue("steps", str, key=str)
+    broker(refused).capabilities = broker(bus).capabilities
+    refused.on(steps, retry=Retry(backoff=fixed(60.0)))(print)
+    with pytest.raises(CapabilityMissing, match=r"back-off of 60 s in order \(at most 5 s\)"):
+        refused.open()
+    tries: list[float] = []
+
+    @bus.on(steps, retry=Retry(attempts=2, backoff=fixed(5.0)))
+    def handle(text: str) -> None:
+        tries.append(broker(bus)._broker.clock.now())
+        raise RetryLater(after=3600.0)
+
+    bus.publish(steps, "x")
+    run_until_idle(bus)
+
+    assert round(tries[1] - tries[0], 3) == 5.0
+
+
 @pytest.mark.parametrize(
     ("source", "options", "refused"),
     [

@@ -269,6 +269,22 @@ def test_what_comes_later_waits_behind_what_a_lost_destination_refused(monkeypat
 # -- closing -----------------------------------------------------------------------------------------------------------
 
 
+def test_what_meets_the_end_of_the_bus_is_refused_and_counted_nowhere(monkeypatch: pytest.MonkeyPatch):
+    with Bus("memory://") as bus:
+        bus.declare(numbers)
+        with silence(bus):
+            bus.publish_soon(numbers, 1)  # its thread waits for the broker, so that the refusal comes first
+            until(lambda: not bus.publish_pump._queue)
+            monkeypatch.setattr(bus.publish_pump, "_closing", True)
+            with pytest.raises(Closed):
+                bus.publish_soon(numbers, 2)
+            monkeypatch.setattr(bus.publish_pump, "_closing", False)
+            waiting = [ticket.claimed for ticket in bus.publish_pump._buffered]
+        bus.flush(timeout=10.0)
+        assert waiting == [True]
+        assert stored(bus) == [1]
+
+
 def test_what_close_calls_undelivered_is_never_sent(tmp_path: Path):
     url, path = f"sqlite:///{tmp_path}/a.db?busy=30", tmp_path / "a.db"
     bus = Bus(url)
@@ -374,7 +390,7 @@ def test_who_waits_for_room_when_the_bus_closes_is_told_that_it_is_closed():
     with silence(bus):
         publisher = threading.Thread(target=publish)
         publisher.start()
-        until(lambda: bus.publish_pump._watchers)
+        until(lambda: bus.publish_pump._unconfirmed.watchers)
         with pytest.raises(TimedOut):
             bus.close(timeout=0.05)
         publisher.join(10.0)
@@ -410,7 +426,7 @@ def test_a_cancelled_future_releases_a_flush_that_waits_for_it(tmp_path: Path):
         waiting = bus.publish_soon(numbers, 2)
         flusher = threading.Thread(target=flush)
         flusher.start()
-        until(lambda: bus.publish_pump._watchers)
+        until(lambda: bus.publish_pump._unconfirmed.watchers)
         assert waiting.cancel()
 
     assert flushed.wait(20.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -64,9 +65,12 @@ def ended(process: subprocess.Popen[str], number: int) -> int:
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """Source: proc(5), /proc/pid/task/tid/children."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    """Source: proc(5), /proc/pid/task/tid/children. A thread may end between being listed and being read."""
+    children: list[int] = []
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children += map(int, (task / "children").read_text().split())
+    return children
 
 
 def test_help_imports_no_driver_and_opens_nothing():
