@@ -432,7 +432,7 @@ class ConsumePump:
         if not hand.holds(first):
             isolation.suspects.clear()
             return
-        hand.start_alone(first)
+        isolation.alone = first
         if first._received.solo:
             times = first._received.lost
             self._verdicts.append((first, Reject(f"crashes: {times} hand-outs ended with the death of their process")))

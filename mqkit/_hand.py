@@ -48,17 +48,13 @@ class Hand:
     # -- taking ----------------------------------------------------------------------------------------------------
 
     def take(self, deliveries: Sequence[Received]) -> None:
-        crashes, direct, holder, isolation = self._crashes, self._direct, self._holder, self.isolation
+        crashes, direct, holder, suspects = self._crashes, self._direct, self._holder, self.isolation.suspects
         inflight, waiting, start = self.inflight, self._waiting, self.start
         for received in deliveries:
             delivery: Delivery[Any] = Delivery(received, holder)
             handle = received.handle
             inflight[handle] = delivery
-            if received.lost >= crashes:
-                isolation.suspects.append(delivery)
-            elif isolation.suspects:
-                isolation.held.append(delivery)
-            elif direct:
+            if direct and received.lost < crashes and not suspects:
                 waiting[handle] = delivery
                 start(delivery)
             else:
@@ -76,12 +72,6 @@ class Hand:
         if self.forming is not None and self.forming.ready:
             self._next_step([delivery for delivery in self.forming.take() if self.holds(delivery)])
 
-    def start_alone(self, suspect: Delivery[Any]) -> None:
-        if self.lanes is not None:
-            self.lanes.clear()
-            self.lanes.admit(suspect)
-        self.isolation.alone = suspect
-
     def start_now(self, members: list[Delivery[Any]]) -> None:
         for delivery in members:
             self._waiting[delivery._received.handle] = delivery
@@ -91,16 +81,22 @@ class Hand:
         return self.inflight.get(delivery._received.handle) is delivery
 
     def _queue(self, delivery: Delivery[Any]) -> None:
-        """Start it, or let it wait for others: those of its key, those of its batch."""
-        forming = self.forming
-        if self.lanes is not None and not self.lanes.admit(delivery, forming.members if forming is not None else None):
+        """Start it, or let it wait for others: a suspect, those of its key, those of its batch."""
+        forming, isolation, suspect = self.forming, self.isolation, delivery._received.lost >= self._crashes
+        if isolation.suspects and (self.lanes is not None or not suspect):
+            isolation.held.append(delivery)  # with order a second suspect too: what is before it in its key may be held
             return
-        if forming is None:
+        batch = forming.members if forming is not None and not suspect else None
+        if self.lanes is not None and not self.lanes.admit(delivery, batch):
+            return
+        if suspect:
+            isolation.suspects.append(delivery)
+        elif forming is None:
             self._next_step([delivery])
-            return
-        forming.join(delivery)
-        if forming.full:
-            self.hand_over_batch()
+        else:
+            forming.join(delivery)
+            if forming.full:
+                self.hand_over_batch()
 
     def _next_step(self, members: list[Delivery[Any]]) -> None:
         """Of a piece of work that waits for nobody: be settled first, or start."""

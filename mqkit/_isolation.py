@@ -10,7 +10,8 @@ from mqkit.message import Delivery
 class Isolation:
     """
     Suspects were handed out too often without a verdict. One is run with nothing else in hand: if that has killed its
-    process before, it is the culprit and not a neighbour. Used by the pump thread only.
+    process before, it is the culprit and not a neighbour. With order one becomes a suspect when its turn has come, and
+    everything behind it is held, so there is one at a time. Used by the pump thread only.
     """
 
     def __init__(self) -> None:

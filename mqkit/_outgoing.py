@@ -125,6 +125,11 @@ def _apply(message: Outgoing, to: Destination[Any], options: Mapping[str, Any], 
         if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < to.priorities:
             raise ConfigError(f"priority={priority!r} to {to!r}: a whole number from 0 to {to.priorities - 1}")
         message.priority = priority
+    native = options.get("native")
+    if native is not None and getattr(native, "kind", "") == "message":
+        if native.backend != can.name:
+            raise CapabilityMissing(f"native={native!r} to {to!r} is for {native.backend}, and this is {can.name}")
+        message.native = native
 
 
 def _check_text(what: str, text: Any) -> None:

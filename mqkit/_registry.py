@@ -37,14 +37,22 @@ def backend_for(url: Url, clock: Clock) -> Backend:
     except ModuleNotFoundError as exc:
         if exc.name and exc.name.split(".")[0] == "mqkit":
             raise
-        extra = next(iter(found[url.scheme].extras), url.scheme)  # one driver may serve several schemes
         raise ExtraMissing(
-            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: pip install 'mqkit[{extra}]'"
+            f"{url.scheme}:// needs the module {exc.name!r}, which is not installed: "
+            f"pip install '{_brought_by(found[url.scheme])}'"
         ) from exc
     if clock.virtual and not make.virtual_clock:
         raise ConfigError(f"a virtual clock cannot move {url.scheme}://, which keeps real time; use it with memory://")
     backend: Backend = make(url, clock)
     return backend
+
+
+def _brought_by(point: EntryPoint) -> str:
+    """What to install for the driver: the package that has the backend, with the extra that the entry point names."""
+    package = (point.dist.name if point.dist else None) or "mqkit"
+    # One driver may serve several schemes of mqkit's own; a package of somebody else's may need no extra.
+    extra = next(iter(point.extras), point.name if package == "mqkit" else "")
+    return f"{package}[{extra}]" if extra else package
 
 
 def known_schemes() -> list[str]:

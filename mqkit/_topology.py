@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mqkit.backends.base import Address, Backend, Declaration
+from mqkit.backends.base import Address, Backend, Capabilities, Declaration
 from mqkit.destinations import Destination
 from mqkit.errors import ConfigError
 
@@ -134,10 +134,11 @@ def source_declaration(
     return msgspec.structs.replace(declaration, order=order, start=start)
 
 
-def check_start(source: Destination[Any], declaration: Declaration, backend_name: str) -> None:
+def check_start(source: Destination[Any], declaration: Declaration, capabilities: Capabilities) -> None:
     """`ConfigError` for a consumer that wants to begin at what nobody keeps."""
-    if declaration.start == "earliest" and getattr(declaration.native, "retain", 0) <= 0:
+    keeps = capabilities.retains or getattr(declaration.native, "retain", 0) > 0
+    if declaration.start == "earliest" and not keeps:
         raise ConfigError(
             f'{source!r}, start="earliest": the topic keeps nothing to start from; give it an options object of '
-            f"mqkit.native for {backend_name} with retain=seconds"
+            f"mqkit.native for {capabilities.name} with retain=seconds"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -155,7 +156,8 @@ class AsyncBus:
         await _threaded(self._bus.close, timeout=timeout)
 
     async def __aenter__(self) -> AsyncBus:
-        await self.open()
+        # With the context: in a handler of this bus a failure must not close it, which would wait for that handler.
+        await _begun(functools.partial(contextvars.copy_context().run, self._bus.__enter__), self._bus.close)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -191,7 +193,8 @@ class AsyncBus:
 
 
 def _refuse_native(verb: str, options: Mapping[str, Any]) -> None:
-    if options.get("native") is not None:
+    native = options.get("native")
+    if native is not None and getattr(native, "kind", "") != "message":
         raise ConfigError(f"native= uses a transaction of yours on its own thread; call bus.{verb} there")
 
 

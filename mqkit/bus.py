@@ -119,7 +119,7 @@ class Bus(Handlers):
             self.blocking("publish")
         check_timeout("publish", timeout)
         message = self._link.prepare(to, payload, options)
-        if (native := options.get("native")) is not None:
+        if (native := options.get("native")) is not None and message.native is None:
             return self._link.publish_within([message], native)[0]
         pump = pump or self._link.publish_pump
         return wait_for_ticket(pump.send(message), timeout, pump.trouble)
@@ -149,7 +149,7 @@ class Bus(Handlers):
         if options.get("id") is not None:
             raise ConfigError("publish_many gives each message its own id; use publish(id=...)")
         messages = [self._link.prepare(to, payload, options) for payload in payloads]
-        if (native := options.get("native")) is not None:
+        if (native := options.get("native")) is not None and not any(message.native for message in messages):
             return list(self._link.publish_within(messages, native))
         deadline = time.monotonic() + timeout
         pump = self._link.publish_pump
@@ -317,7 +317,16 @@ class Bus(Handlers):
             )
 
     def __enter__(self) -> Bus:
-        self.open()
+        self.blocking("open")
+        try:
+            self.open()
+        except BaseException as exc:
+            # The end of the block will not come, and what `open` began would go on trying to connect.
+            try:
+                self.close()
+            except MqkitError as ending:
+                exc.add_note(f"and then: {type(ending).__name__}: {ending}")
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -398,7 +407,7 @@ class Bus(Handlers):
     def prepare_soon(self, to: Destination[Any], payload: Any, options: Mapping[str, Any]) -> Outgoing:
         """As `prepare`, for `publish_soon` of either face."""
         message = self._link.prepare(to, payload, options)
-        if options.get("native") is not None:
+        if options.get("native") is not None and message.native is None:
             raise ConfigError("publish_soon takes no native=: a transaction of yours is used at once, by publish")
         return message
 

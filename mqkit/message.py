@@ -26,7 +26,8 @@ class PublishOptions(TypedDict, total=False):
     What every publishing verb takes by keyword.
 
     `key` orders messages (overrides the destination's) · `headers` text to text · `id` stable over resends · `delay`
-    seconds · `ttl` seconds from the moment it is due, checked before the handler · `priority` high wins · `native`.
+    seconds · `ttl` seconds from the moment it is due, checked before the handler · `priority` high wins · `native` a transaction
+    of yours, or an options object of `mqkit.native` for one message.
     """
 
     key: str | None

@@ -141,6 +141,99 @@ class RabbitTopic:
     backend, kind = "rabbitmq", "topic"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class KafkaQueue:
+    """
+    Options of a queue on Kafka.
+
+    Args:
+        config: Of the topic as Kafka names it, such as `{"min.insync.replicas": "2"}`, beside ours or instead of them. For
+            topics that are made here; what exists stays as it is.
+    """
+
+    config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    backend, kind = "kafka", "queue"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class KafkaTopic:
+    """
+    Options of a topic on Kafka.
+
+    Args:
+        retain: Seconds a message stays, read or not; 0: as the cluster says, which is a week unless it was changed.
+        starts: Where groups begin that are new, by name, instead of `start=`: at the first message that is not older than
+            these epoch seconds, or at these offsets by partition.
+        config: As of a `KafkaQueue`.
+    """
+
+    retain: float = 0.0
+    starts: Mapping[str, float | Mapping[int, int]] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    backend, kind = "kafka", "topic"
+
+    def __post_init__(self) -> None:
+        _check_seconds(self, "retain")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KafkaPartition:
+    """
+    Publish to one partition of a queue or topic: `bus.publish(to, payload, native=KafkaPartition(2))`, key or not.
+
+    Args:
+        number: From 0.
+    """
+
+    number: int
+    backend, kind = "kafka", "message"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.number, bool) or not isinstance(self.number, int):
+            raise ConfigError(f"KafkaPartition({self.number!r}): the number of a partition, from 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SqsQueue:
+    """
+    Options of a queue on SQS.
+
+    Args:
+        pause: Seconds a consumer waits after a receive that was not full, so that the next one brings more: under a trickle
+            of messages each call then carries several, and each message waits half as long on the average.
+        attributes: Attributes as SQS names them, such as `{"KmsMasterKeyId": "alias/orders"}`. What is there already must
+            have the same.
+    """
+
+    pause: float = 0.0
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    backend, kind = "sqs", "queue"
+
+    def __post_init__(self) -> None:
+        _check_seconds(self, "pause")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SnsTopic:
+    """
+    Options of a topic on SNS, whose groups are queues on SQS.
+
+    Args:
+        filters: Filter policies by group, as SNS takes them: `{"eu": {"region": ["eu-west-1", {"prefix": "eu-"}]}}`. A
+            group that is not named gets everything. Headers are what they match: nine of a message at most, those that
+            filters name first.
+        scope: Or the fields of a JSON body.
+        attributes: Attributes of the topic as SNS names them, such as `{"KmsMasterKeyId": "alias/orders"}`.
+        queues: Options of the groups' queues.
+    """
+
+    filters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    scope: Literal["MessageAttributes", "MessageBody"] = "MessageAttributes"
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    queues: SqsQueue = dataclasses.field(default_factory=SqsQueue)
+    backend, kind = "sqs", "topic"
+
+
 def _check_seconds(options: Any, name: str) -> None:
     value = getattr(options, name)
     if not finite(value) or value < 0:

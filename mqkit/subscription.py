@@ -249,7 +249,7 @@ class Subscription(Generic[T]):
         )
         settings = msgspec.structs.replace(settings, declaration=declaration)
         needs(settings, backend.capabilities, known_schemes())
-        check_start(self._source, declaration, backend.capabilities.name)
+        check_start(self._source, declaration, backend.capabilities)
         if self._source.declare:
             link.topology.note_source(declaration)
         pump = ConsumePump(settings, backend, link.topology, link, None)

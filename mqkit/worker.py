@@ -263,7 +263,7 @@ def settings_of(bus: Bus, registration: Registration, backend: Backend, schemes:
         manual=registration.settle == "manual",
     )
     needs(settings, backend.capabilities, schemes)
-    check_start(source, declaration, backend.capabilities.name)
+    check_start(source, declaration, backend.capabilities)
     if source.declare:
         bus.link.topology.note_source(declaration)
     return settings

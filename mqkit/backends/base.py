@@ -86,6 +86,7 @@ class Outgoing(msgspec.Struct, gc=False):
     priority: int = 0
     token: Any = None
     partitions: int = 1  # of the destination, for a publisher that has to choose one and may never have declared it
+    native: Any = None  # an options object of this backend whose kind is "message", or None
 
 
 class Received(msgspec.Struct, gc=False):
@@ -95,12 +96,13 @@ class Received(msgspec.Struct, gc=False):
     `handle` differs between any two hand-outs, also of one message. `attempt` counts failed tries and is raised only by a
     `Release` that says so, or begins with what the envelope says; `deliveries` counts hand-outs, or is None where nobody
     counts; `lost` are those since the last verdict whose holder died or vanished, as exactly as `Capabilities.lost` says,
-    and `solo` those of them that ran alone after `Receiver.isolate`. A verdict, a `Release` too, sets both to 0.
+    and `solo` those of them that ran alone after `Receiver.isolate`. A verdict sets both to 0, a `Release` that raises
+    `attempt` too. One that only gives back leaves both: `solo` is the evidence that it killed somebody.
     """
 
     handle: Hashable
     address: Address
-    id: str
+    id: str  # of a foreign message without one: made from where it lies, the same at every hand-out
     body: bytes
     key: str | None
     headers: dict[str, str]
@@ -138,8 +140,9 @@ class Release(msgspec.Struct, gc=False):
 
     `attempt` is None when nothing failed (shutdown, cancellation): counts stay. Otherwise it is the number the next
     hand-out carries, with `since`. A wait or a number is asked for up to `Capabilities.release` only, or with
-    `order="key"`, where it is always in place; elsewhere the core sends a delayed copy and then `Done`. With `order="key"` a released message keeps its place: no later one of its key is
-    handed out before it, and the core releases all of that key which it holds, in order, in one `settle` call.
+    `order="key"`, where it is always in place; elsewhere the core sends a delayed copy and then `Done`. With `order="key"` a
+    released message keeps its place: no later one of its key is handed out before it, and the core releases all of that key
+    which it holds, in order, in one `settle` call.
     """
 
     delivery: Received
@@ -166,7 +169,7 @@ class Publisher(Protocol):
     """Hands messages to the broker and reports what became of each."""
 
     def submit(self, batch: Sequence[Outgoing]) -> None:
-        """Write a batch; never wait for the broker. At most `Capabilities.max_batch` messages."""
+        """Write a batch, or keep it for `collect`; never wait. At most `Capabilities.max_batch` messages."""
         ...
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
@@ -211,7 +214,7 @@ class Receiver(Protocol):
         With timeout 0 it carries out and takes what is there at once: the next message of a key waits for that.
 
         Raises:
-            Lost: All deliveries in hand are void.
+            Lost: All deliveries in hand are void, or the source was deleted.
             Unavailable: The server does not answer, which is found out by asking where the driver would wait for ever.
             Unavailable, Denied, StoreDamaged: Nothing was carried out; what is staged stays staged, call again.
         """
@@ -240,7 +243,7 @@ class Receiver(Protocol):
         ...
 
     def close(self) -> None:
-        """Bounded. Gives back what is still in hand, uncounted, and no later message of a key may overtake it."""
+        """Bounded. Forgets what is staged; gives back what is in hand, uncounted, and no later one of a key may overtake it."""
         ...
 
 
@@ -269,7 +272,9 @@ class Admin(Protocol):
         ...
 
     def describe(self) -> Sequence[Depth]:
-        """Every source that exists, dead letters included (also empty ones), and topics without groups."""
+        """
+        Every queue and group and their dead letters, also empty ones; topics without groups or with delayed messages.
+        """
         ...
 
     def count(self, address: Address) -> int:
@@ -336,6 +341,11 @@ class Capabilities:
     max_batch: int = 1000  # messages in one submit
     hold: float = math.inf  # longest wait of a `Release` in order: seconds a message may stay unsettled in its place
     settles_at_once: bool = False  # what `receive` or `flush` has carried out stays so if this process dies
+    in_order: bool = True  # what has no key is handed out in the order of publishing, as long as nothing comes again
+    shares: bool = (
+        True  # the next message goes to whoever has room; else each consumer has a part of the source for itself
+    )
+    retains: bool = False  # every topic keeps messages for a while, also those without `retain` in their options
     group_commit: bool = False  # one batch is written at a time, and a wait for the disk costs the same for all of it
 
 
@@ -358,7 +368,8 @@ class Backend(Protocol):
 
     def receiver(self, source: Declaration, window: int) -> Receiver:
         """
-        Connect and stand ready to take messages of a declared source; `window` bounds what it ever holds.
+        Connect and stand ready to take messages of a declared source; `window` bounds what it ever holds. `NotFound` if there
+        is none.
 
         Of a broadcast: listening has begun when this returns; `settle` is then a no-op.
         """

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILES = ("accepted.py", "refused.py")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("typing")]
+pytestmark = pytest.mark.slow
 
 Lines = dict[tuple[str, int], str]  # file and line, with what was said there first
 

@@ -17,7 +17,7 @@ import pytest
 
 from mqkit import Bus, Delivery, Queue, Retry, run
 from mqkit.backends.base import Declaration
-from mqkit.errors import BlockingCall, Closed, ConfigError
+from mqkit.errors import BlockingCall, Closed, ConfigError, StoreDamaged
 
 words = Queue("words", str)
 copies = Queue("copies", str)
@@ -103,6 +103,43 @@ def test_a_second_close_returns_when_the_first_has_ended(url: str):
             closing.join(20.0)
 
     assert bus.link.state == "closed"
+
+
+@pytest.mark.parametrize("face", ["with", "async with"])
+def test_a_block_whose_bus_cannot_be_opened_leaves_it_closed_and_nothing_running(tmp_path: Path, face: str):
+    (tmp_path / "text").write_text("no database")
+    bus = Bus(f"sqlite:///{tmp_path / 'text'}")
+    before = set(threading.enumerate())
+
+    def enter() -> None:
+        with bus:
+            raise AssertionError("it is open")
+
+    async def enter_on_a_loop() -> None:
+        async with bus.aio:
+            raise AssertionError("it is open")
+
+    with pytest.raises(StoreDamaged):
+        enter() if face == "with" else asyncio.run(enter_on_a_loop())
+
+    assert set(threading.enumerate()) <= before
+    with pytest.raises(Closed):
+        bus.publish(words, "one")
+
+
+def test_a_block_that_a_loop_refuses_leaves_an_open_bus_alone():
+    bus = Bus("memory://")
+    bus.open()
+
+    async def enter() -> None:
+        with bus:
+            raise AssertionError("it would have blocked")
+
+    with pytest.raises(BlockingCall):
+        asyncio.run(enter())
+
+    assert bus.publish(words, "one")
+    bus.close()
 
 
 def test_threads_that_come_and_close_after_the_publishing_thread_has_ended_are_not_taken_for_it():

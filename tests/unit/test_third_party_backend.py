@@ -76,5 +76,10 @@ def test_what_a_backend_cannot_carry_is_refused_when_it_is_published(bus: Bus, o
 
 
 def test_a_driver_that_is_not_installed_is_named_with_the_command():
-    with pytest.raises(ExtraMissing, match=r"no_such_driver.*pip install"):
+    with pytest.raises(ExtraMissing, match=r"no_such_driver.*pip install 'plain-backend'$"):
         Bus("drawer://").open()
+
+
+def test_the_extra_is_one_of_the_package_that_has_the_backend():
+    with pytest.raises(ExtraMissing, match=r"no_such_driver.*pip install 'plain-backend\[wood\]'$"):
+        Bus("cabinet://").open()
