@@ -68,6 +68,7 @@ class SqliteBackend:
             lease=self._options.lease,
             wake=0.25,
             max_body=self._options.max_body,
+            settles_at_once=True,
             group_commit=True,
         )
 
