@@ -31,6 +31,7 @@ _PAGE = 500  # entries per look
 _AT_ONCE, _BYTES_AT_ONCE = 100, 1 << 20  # messages replaced by one script, which blocks the server for all
 
 _Position = tuple[int, int, int]  # milliseconds, number within them, number of the stream
+_Place = tuple[str, str]  # stream and entry, or set and member, as `replace` wants it
 
 
 class RedisAdmin:
@@ -42,6 +43,8 @@ class RedisAdmin:
         self._clock = clock
         self._windows = windows
         self._last_browsed: tuple[Address, str, _Position] | None = None
+        self._seen_in: Address | None = None  # where the last look was, if it saw all and entries stay where they are
+        self._seen_at: dict[str, list[_Place]] = {}  # ... and where it saw each id
 
     def declare(self, declarations: Sequence[Declaration]) -> None:
         for each in declarations:
@@ -74,16 +77,20 @@ class RedisAdmin:
     def browse(self, address: Address, *, limit: int, after: str | None = None) -> Sequence[Received]:
         source = open_source(self._connection, self._keys, Declaration(address, order=None))
         start: _Position = (0, 0, 0)
+        whole = after is None and source.unit.topic is None
         if after is not None and self._last_browsed is not None and self._last_browsed[:2] == (address, after):
             start, after = self._last_browsed[2], None
         found: list[Received] = []
-        for position, _, delivery in self._waiting_in(source, start):
+        self._seen_in, self._seen_at = address if whole else None, {}
+        for position, place, delivery in self._waiting_in(source, start):
             if after is not None:
                 after = None if delivery.id == after else after
                 continue
             if len(found) == limit:
+                self._seen_in = None
                 break
             found.append(delivery)
+            self._seen_at.setdefault(delivery.id, []).append(place)
             self._last_browsed = (address, delivery.id, position)
         return found
 
@@ -91,13 +98,13 @@ class RedisAdmin:
         if not replacements:
             return 0
         source = open_source(self._connection, self._keys, Declaration(address, order=None))
+        if self._seen_in == address and self._seen_at.keys() >= replacements.keys():
+            return self._replace(source, replacements, {id: self._seen_at[id] for id in replacements})
         self._materialise(source)
-        places: dict[str, list[tuple[str, str]]] = {}
-        missing = set(replacements)
+        places: dict[str, list[_Place]] = {}
         for _, place, delivery in self._waiting_in(source, (0, 0, 0)):
             if delivery.id in replacements:
                 places.setdefault(delivery.id, []).append(place)
-                missing.discard(delivery.id)
         return self._replace(source, replacements, places)
 
     def purge(self, address: Address) -> int:
@@ -220,15 +227,15 @@ class RedisAdmin:
 
     # -- browsing ------------------------------------------------------------------------------------------------------
 
-    def _waiting_in(self, source: Source, start: _Position) -> Iterator[tuple[_Position, tuple[str, str], Received]]:
-        """What waits, oldest first, then what is delayed; where it is as `replace` wants it."""
+    def _waiting_in(self, source: Source, start: _Position) -> Iterator[tuple[_Position, _Place, Received]]:
+        """What waits, oldest first, then what is delayed; where each is."""
         streams = (self._waiting_entries(source, number, start) for number in (1, 2))
         yield from heapq.merge(*streams, key=lambda one: one[0])
         yield from self._delayed(source, start)
 
     def _waiting_entries(
         self, source: Source, number: int, start: _Position
-    ) -> Iterator[tuple[_Position, tuple[str, str], Received]]:
+    ) -> Iterator[tuple[_Position, _Place, Received]]:
         unit = source.unit
         stream = unit.main if number == 1 else unit.side
         holders = self._holders(stream, unit.group)
@@ -249,14 +256,14 @@ class RedisAdmin:
 
     def _browsed(
         self, source: Source, number: int, stream: str, id: bytes, fields: Sequence[bytes], start: _Position
-    ) -> Iterator[tuple[_Position, tuple[str, str], Received]]:
+    ) -> Iterator[tuple[_Position, _Place, Received]]:
         position = (*_id(id.decode()), number)
         if position > start:
             text = id.decode()
             [note] = self._asked(("HGET", source.unit.notes, f"{number}{text}")) if source.ordered else [None]
             yield position, (str(number), text), wire.received(source.address, stream, id, fields, 0, note=note or b"")
 
-    def _delayed(self, source: Source, start: _Position) -> Iterator[tuple[_Position, tuple[str, str], Received]]:
+    def _delayed(self, source: Source, start: _Position) -> Iterator[tuple[_Position, _Place, Received]]:
         zset, hash = source.unit.waiting
         members = self._connection.call("ZRANGE", zset, 0, -1)
         for first in range(0, len(members), _PAGE):
@@ -298,7 +305,7 @@ class RedisAdmin:
         self,
         source: Source,
         replacements: Mapping[str, Sequence[Outgoing]],
-        places: Mapping[str, Sequence[tuple[str, str]]],
+        places: Mapping[str, Sequence[_Place]],
     ) -> int:
         gone: set[str] = set()
         ids: list[str] = []

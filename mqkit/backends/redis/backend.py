@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -33,7 +34,6 @@ class RedisBackend(Backend):
         self._options = parse_options(RedisOptions, url)
         self._server = server_of(url, self._options)
         self._keys = Keys(self._options.prefix)
-        self._clock = ServerClock()
         self._windows: dict[Address, float] = {}  # what this process declared to be deduplicated, and for how long
         self.capabilities = Capabilities(
             name="redis",
@@ -54,10 +54,12 @@ class RedisBackend(Backend):
             lease=self._options.lease,
             wake=0.25,
             max_body=self._options.max_body,
+            settles_at_once=True,
         )
 
     def publisher(self) -> Publisher:
-        connection = self._checked()
+        clock = ServerClock()
+        connection = self._checked(clock)
         try:
             connection.load([scripts.PUBLISH])
         except BaseException:
@@ -67,7 +69,7 @@ class RedisBackend(Backend):
         return RedisPublisher(
             connection,
             self._keys,
-            self._clock,
+            clock,
             patience=options.timeout,
             replicas=options.wait_replicas,
             windows=self._windows,
@@ -75,25 +77,28 @@ class RedisBackend(Backend):
 
     def receiver(self, source: Declaration, window: int) -> Receiver:
         del window  # a read never takes more than the room it is given
-        address, connection = source.address, self._checked()
+        address, clock = source.address, ServerClock()
+        connection = self._checked(clock)
         try:
             if address.kind == "broadcast":
-                return RedisListener(connection, address, self._keys.of(address), self._clock, self._options.timeout)
+                return RedisListener(connection, address, self._keys.of(address), clock, self._options.timeout)
             found = open_source(connection, self._keys, source)
             make = KeyedReceiver if found.ordered else RedisReceiver
-            return make(connection, self.connect, self._keys, found, self._clock, self._options.lease)
+            connect = functools.partial(self.connect, clock)
+            return make(connection, connect, self._keys, found, clock, self._options.lease)
         except BaseException:
             connection.close()
             raise
 
     def admin(self) -> Admin:
-        return RedisAdmin(self.connect(), self._keys, self._clock, self._windows)
+        clock = ServerClock()
+        return RedisAdmin(self.connect(clock), self._keys, clock, self._windows)
 
     def publish_within(self, native: Any, batch: Sequence[Outgoing]) -> None:
         raise CapabilityMissing(f"native={native!r}: redis takes part in no transaction of yours")
 
     def warnings(self) -> Iterable[str]:
-        connection = self.connect()
+        connection = self.connect(ServerClock())
         try:
             return warnings_of(connection, self._options)
         finally:
@@ -105,12 +110,12 @@ class RedisBackend(Backend):
     def after_fork(self) -> None:
         """Connections look at the process before each use; nothing is kept here."""
 
-    def connect(self) -> Connection:
-        return Connection(self._server, self._options, self._clock, self._keys.owners)
+    def connect(self, clock: ServerClock) -> Connection:
+        return Connection(self._server, self._options, clock, self._keys.owners)
 
-    def _checked(self) -> Connection:
+    def _checked(self, clock: ServerClock) -> Connection:
         """For who is going to stay: a server that would lose messages is refused before it gets any."""
-        connection = self.connect()
+        connection = self.connect(clock)
         try:
             refuse_unfit(connection, self._options)
         except BaseException:

@@ -1,4 +1,4 @@
-"""The server's clock, as this process sees it: read once, then carried forward so that it never steps."""
+"""The server's clock, as one publisher, receiver or admin sees it: read once, then carried forward so that it never steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import time
 
 
 class ServerClock:
-    """Reads like seconds since 1970. The server itself decides about leases and delays; this is for expiry and looks."""
+    """
+    Reads like seconds since 1970. The server itself decides about leases and delays; this is for expiry and looks.
+
+    Whoever connects anew begins a new one: clocks drift apart by seconds a day, and after a fail-over it is another server's.
+    """
 
     def __init__(self) -> None:
         self._offset: float | None = None

@@ -21,7 +21,7 @@ from mqkit.backends.redis.errors import ScriptMissing, translate
 from mqkit.backends.redis.options import RedisOptions, Server
 from mqkit.backends.redis.scripts import Script
 from mqkit.backends.redis.wire import Argument, pack
-from mqkit.errors import Closed, Lost, MqkitError, Unavailable
+from mqkit.errors import Closed, Denied, Lost, MqkitError, Unavailable
 
 HOPS = 5  # redirections followed before a cluster is called confused
 ELSEWHERE = (native.MovedError, native.AskError, native.ReadOnlyError, native.MasterDownError, native.ClusterDownError)
@@ -50,7 +50,7 @@ class Connection:
         host, port = _primary(server, options) if server.sentinels else (server.host, server.port)
         for _ in range(HOPS):
             self._name = f"{host}:{port}"
-            self._driver = _driver(host, port, server, options, credentials=True)
+            self._driver = _driver(host, port, server.tls, options, _login(server, options))
             try:
                 moved = self._greet(clock, probe)
             except Broken as exc:
@@ -189,7 +189,20 @@ def run(script: Script, keys: Iterable[str], arguments: Iterable[Argument]) -> b
     return pack("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
 
-def _driver(host: str, port: int, server: Server, options: RedisOptions, *, credentials: bool) -> Any:
+def _login(server: Server, options: RedisOptions) -> dict[str, Any]:
+    return {
+        "username": server.username or None,
+        "password": server.password or None,
+        "db": server.db,
+        "client_name": options.client_name or None,
+    }
+
+
+def _sentinel_login(options: RedisOptions) -> dict[str, Any]:
+    return {"username": options.sentinel_username or None, "password": options.sentinel_password or None}
+
+
+def _driver(host: str, port: int, tls: bool, options: RedisOptions, login: dict[str, Any]) -> Any:
     """Typed as anything, because much of the driver is not typed."""
     settings: dict[str, Any] = {
         "host": host,
@@ -201,15 +214,9 @@ def _driver(host: str, port: int, server: Server, options: RedisOptions, *, cred
         "protocol": 2,  # the same shape of replies on every server, and no right to HELLO needed
         "driver_info": None,
         "socket_read_size": 1 << 17,  # a full read has hundreds of messages; each system call lets other threads in
+        **login,
     }
-    if credentials:
-        settings |= {
-            "username": server.username or None,
-            "password": server.password or None,
-            "db": server.db,
-            "client_name": options.client_name or None,
-        }
-    if not server.tls:
+    if not tls:
         make: Any = PlainConnection
         return make(**settings)
     make = SSLConnection
@@ -224,8 +231,9 @@ def _driver(host: str, port: int, server: Server, options: RedisOptions, *, cred
 def _primary(server: Server, options: RedisOptions) -> tuple[str, int]:
     """Who the sentinels say is the primary; the first that answers is believed."""
     refused: list[str] = []
+    denied: Denied | None = None
     for host, port in server.sentinels:
-        driver = _driver(host, port, server, options, credentials=False)
+        driver = _driver(host, port, server.tls, options, _sentinel_login(options))
         try:
             driver.connect()
             driver.send_packed_command(
@@ -233,6 +241,10 @@ def _primary(server: Server, options: RedisOptions) -> tuple[str, int]:
             )
             found: Any = driver.read_response()
         except (native.RedisError, OSError) as exc:
+            error = unreachable(exc, f"{host}:{port}, a sentinel,")
+            if isinstance(error, Denied):
+                denied = error
+                denied.__cause__ = exc
             refused.append(f"{host}:{port} ({exc})")
             continue
         finally:
@@ -240,6 +252,10 @@ def _primary(server: Server, options: RedisOptions) -> tuple[str, int]:
         if found:
             return found[0].decode(), int(found[1])
         refused.append(f"{host}:{port} (knows no service {options.service!r})")
+    if denied is not None:
+        raise Denied(
+            f"{denied}; the login of sentinels is sentinel_username and sentinel_password"
+        ) from denied.__cause__
     raise Unavailable(f"no sentinel names a primary for {options.service!r}: {'; '.join(refused)}")
 
 

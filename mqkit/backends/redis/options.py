@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mqkit._url import Url
@@ -28,7 +28,9 @@ class RedisOptions:
         key: File with its private key.
         service: Name of the primary, for `redis+sentinel://`.
         sentinels: More sentinels, as `host:port,host:port`.
-        tls: Encrypt the connection to the server that sentinels name.
+        sentinel_username: User of the sentinels themselves, where they ask for a login.
+        sentinel_password: ... and its password.
+        tls: Encrypt the connections to sentinels and to the server that they name.
     """
 
     prefix: str = "{mqkit}:"
@@ -43,6 +45,8 @@ class RedisOptions:
     key: str = ""
     service: str = ""
     sentinels: str = ""
+    sentinel_username: str = ""
+    sentinel_password: str = field(default="", repr=False)
     tls: bool = False
 
     def __post_init__(self) -> None:
@@ -94,8 +98,14 @@ def server_of(url: Url, options: RedisOptions) -> Server:
         raise ConfigError(f"tls=true goes with redis+sentinel://; with {url.scheme}:// use rediss:// instead")
     if sentinel and not options.service:
         raise ConfigError("a redis+sentinel URL needs ?service=, the name under which the sentinels watch the primary")
-    if not sentinel and (options.service or options.sentinels):
-        raise ConfigError(f"service and sentinels go with redis+sentinel://, not with {url.scheme}://")
+    if not sentinel and (
+        options.service or options.sentinels or options.sentinel_username or options.sentinel_password
+    ):
+        raise ConfigError(
+            f"service, sentinels, sentinel_username and sentinel_password go with redis+sentinel://, not with {url.scheme}://"
+        )
+    if options.sentinel_username and not options.sentinel_password:
+        raise ConfigError("sentinel_username needs a sentinel_password")
     host, port = url.host or "localhost", url.port or (26379 if sentinel else 6379)
     return Server(
         host=host,

@@ -22,7 +22,7 @@ from mqkit.worker import Worker
 from tests.integration.redis.backends import backend_of
 from tests.unit.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis")]
+pytestmark = pytest.mark.slow
 
 words = Queue("words", str)
 

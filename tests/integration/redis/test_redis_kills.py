@@ -13,7 +13,7 @@ import pytest
 from mqkit import Bus, Queue
 from mqkit.testing.brokers import RedisProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LEASE, KILLS, MARGIN = 1.0, 20, 5.0
 

@@ -21,7 +21,7 @@ from mqkit.testing.brokers.process import HOST, ask, free_ports
 from tests.integration.redis.backends import backend_of
 from tests.unit.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("redis")]
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[3] / "docs" / "backends" / "redis.md"
 
@@ -118,13 +118,14 @@ def test_a_database_by_number_and_one_that_is_not_there() -> None:
 
 
 @contextmanager
-def sentinel(primary: RedisProcess, folder: Path) -> Iterator[int]:
+def sentinel(primary: RedisProcess, folder: Path, password: str = "") -> Iterator[int]:
     """A sentinel that watches `primary` as `mymaster`; its port."""
     [port] = free_ports(1)
     config = folder / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
-        "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 2000\n"
+        + (f"requirepass {password}\n" if password else "")
+        + "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 2000\n"
     )
     process = subprocess.Popen(["redis-server", str(config), "--sentinel"], stdout=subprocess.DEVNULL)
     try:
@@ -153,6 +154,18 @@ def test_sentinels_name_the_primary_also_after_a_fail_over(tmp_path: Path) -> No
                 until(lambda: works(bus, "after"), within=60)
                 until(lambda: "after" in seen)
             assert second.running
+
+
+def test_sentinels_have_a_login_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RedisProcess() as server, sentinel(server, tmp_path, password="hush") as port:
+        until(lambda: ask(HOST, port, b"PING\r\n").startswith(b"-NOAUTH"))
+        url = f"redis+sentinel://127.0.0.1:{port}?service=mymaster"
+        with Bus(f"{url}&sentinel_password=hush") as bus:
+            bus.publish(words, "hello")
+        for wrong in (url, f"{url}&sentinel_password=h0sh", f"{url}&sentinel_username=me&sentinel_password=h0sh"):
+            with pytest.raises(Denied, match="sentinel_password") as refused:
+                backend_of(wrong).publisher()
+            assert "h0sh" not in repr(refused.value) + caplog.text
 
 
 def sentinel_knows(watch: redis.Redis) -> bool:

@@ -33,6 +33,8 @@ BAD = [
     ("rediss://host?cert=/c.pem", "together"),
     ("redis://host?tls=true", "rediss"),
     ("redis://host?service=mymaster", "sentinel"),
+    ("redis://host?sentinel_password=p", "sentinel"),
+    ("redis+sentinel://host?service=m&sentinel_username=u", "sentinel_password"),
     ("redis+sentinel://host", "service"),
     ("redis+sentinel://host?service=m&sentinels=b", "host:port"),
 ]
