@@ -24,6 +24,11 @@ _SPREADS = (4, 0)
 _pika_log = logging.getLogger("pika")
 
 
+# Seconds. A channel with a message that is unsettled for 30 minutes is closed, unless the server's `consumer_timeout` says
+# otherwise; it is looked at once a minute. Source: www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+HOLD = 1500.0
+
+
 class RabbitBackend:
     """See `base.Backend`."""
 
@@ -56,6 +61,7 @@ class RabbitBackend:
             lease=2.0 * options.heartbeat,
             wake=0.05,
             max_body=options.max_body,
+            hold=HOLD,
         )
 
     def publisher(self) -> Publisher:

@@ -1,8 +1,8 @@
 """
 One AMQP connection, stepped by the thread that owns it. Every wait has a bound.
 
-The only file that uses private names of pika: `_transport._sock` to drop a connection without farewell, and
-`_output_marshaled_frames` to write a batch at once.
+Private names of pika are used by `stream.py`, and here `_output_marshaled_frames` to write a batch at once and
+`_transport._sock` to drop a connection without farewell.
 """
 
 from __future__ import annotations
@@ -14,31 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pika
 from pika.adapters.select_connection import IOLoop
 
 from mqkit.backends.rabbitmq.errors import refusal, translate
 from mqkit.backends.rabbitmq.options import Server
+from mqkit.backends.rabbitmq.stream import Stream
 from mqkit.errors import Lost, MqkitError, Unavailable
 
 SILENCE = 3.0  # seconds without a byte from the server after which it is asked whether it lives
 ANSWER = 2.0  # ... and seconds it has for the answer
+AT_ONCE = 16  # acknowledgements a queue takes without letting others wait
+PACE = 0.005  # seconds it has for them before the next ones
 FAREWELL = 1.0  # seconds a polite close may take
-
-
-_SelectConnection: Any = pika.SelectConnection  # pika has no types
-
-
-class _Wire(_SelectConnection):  # type: ignore[misc]
-    """pika writes to the socket once per frame, three times per message. This writes once, or once per batch."""
-
-    held: list[bytes] | None = None
-
-    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
-        if self.held is not None:
-            self.held.extend(marshaled_frames)
-        elif marshaled_frames:
-            super()._output_marshaled_frames([b"".join(marshaled_frames)])
 
 
 class Connection:
@@ -190,6 +177,31 @@ class Connection:
         """Frames that were encoded elsewhere, of a channel that is open."""
         self._pika._output_marshaled_frames((frames,))
 
+    # -- settling ----------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, channel: Any, acknowledgements: Sequence[tuple[int, bool]], *, patiently: bool) -> None:
+        """
+        Each as (tag, multiple).
+
+        Patiently: a quorum queue takes some 32 commands of a channel at once. Later ones wait in the channel and are
+        forgotten if it is closed meanwhile. Source: rabbit_fifo_client.erl, SOFT_LIMIT.
+        """
+        at_once = AT_ONCE if patiently else max(1, len(acknowledgements))
+        for first in range(0, len(acknowledgements), at_once):
+            if first:
+                self.barrier(channel)
+                self.step(PACE)
+            with self.together():
+                for tag, multiple in acknowledgements[first : first + at_once]:
+                    channel.basic_ack(tag, multiple)
+
+    def cancel(self, channel: Any, consumers: Sequence[str]) -> None:
+        """The answers come when the queues have carried out the acknowledgements before."""
+        answers: list[Any] = []
+        for tag in consumers:
+            channel.basic_cancel(tag, callback=answers.append)
+        self.wait(lambda: len(answers) == len(consumers) or not channel.is_open, "cancelling")
+
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -238,7 +250,7 @@ class Connection:
     def _connect(self, first: bool) -> Any:
         done: list[Any] = []
         parameters = self.server.parameters()
-        workflow = _Wire.create_connection(parameters, on_done=done.append, custom_ioloop=self._loop)
+        workflow = Stream.create_connection(parameters, on_done=done.append, custom_ioloop=self._loop)
         deadline = time.monotonic() + (self.server.options.connect + 0.5) * len(parameters)
         while not done:
             if time.monotonic() > deadline:

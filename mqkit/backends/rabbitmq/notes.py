@@ -58,8 +58,7 @@ class Notes:
     def read(self) -> dict[str, Note]:
         """By message id."""
         try:
-            if not self._declarer.count(self._queue)[0]:
-                return {}
+            self._declarer.count(self._queue)  # is there one? What is in it, only reading it tells
         except NotFound:
             return {}
         found: dict[str, Note] = {}
@@ -94,8 +93,8 @@ class Notes:
                 raise Unavailable(f"{self._connection.server} did not take a note about a message of {self._address}")
 
     def released(self, received: Received, note: Note | None) -> None:
-        """It stays in its place: a new note, if any, takes the place of the one that it ran alone."""
-        if received.id in self._alone:
+        """It stays in its place: a new note, if any, takes the place of the one that it ran alone; so does its survival."""
+        if received.id in self._alone and (note is not None or not received.solo):
             self.over(received.id)
             self.tidy(now=True)
             if note is None and received.attempt > 1:

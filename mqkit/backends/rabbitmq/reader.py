@@ -9,8 +9,9 @@ from typing import Any
 
 from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names, wire
-from mqkit.backends.rabbitmq.connection import Connection
+from mqkit.backends.rabbitmq.connection import AT_ONCE, Connection
 from mqkit.backends.rabbitmq.declare import Declarer
+from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import Unavailable
 
 MOST = 65_535  # messages of one queue that can be seen, which is the largest prefetch
@@ -39,6 +40,8 @@ class Reader:
         self._queues = queues
         self._came: list[tuple[Any, Any, bytes]] = []
         self._channel: Any = None
+        self._tags = Tags()
+        self._consumers: list[str] = []
         self._exhausted = False
         try:
             self._look(self._until())
@@ -83,10 +86,19 @@ class Reader:
         return counts
 
     def remove(self, ids: set[str]) -> None:
-        """Settle every message with one of these ids, and know it from the server."""
+        """
+        Settle every message with one of these ids, so that none is there again. `close` follows.
+
+        Raises:
+            Lost, Unavailable, ...: Nobody knows which were settled.
+        """
         for tag, received in self.messages:
             if received.id in ids:
-                self._channel.basic_ack(tag)
+                self._tags.done(tag)
+        acknowledgements = list(self._tags.acknowledgements())
+        self._connection.acknowledge(self._channel, acknowledgements, patiently=True)
+        if len(acknowledgements) > AT_ONCE:
+            self._connection.cancel(self._channel, self._consumers)
         self._connection.barrier(self._channel)
         before = len(self.messages)
         self.messages = [entry for entry in self.messages if entry[1].id not in ids]
@@ -108,8 +120,9 @@ class Reader:
     def _consume(self) -> None:
         self._channel = self._connection.channel()
         self._channel.basic_qos(prefetch_count=MOST, callback=_ignore)
+        self._tags, self._consumers = Tags(), []
         for queue in self._queues:
-            self._channel.basic_consume(queue, self._arrived, callback=_ignore)
+            self._consumers.append(self._channel.basic_consume(queue, self._arrived, callback=_ignore))
 
     def _ask(self) -> None:
         """However slow the way is: what the server had sent before its answers has come with them."""
@@ -130,6 +143,7 @@ class Reader:
 
     def _arrived(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         del channel
+        self._tags.came(method.delivery_tag)
         self._came.append((method, properties, body))
 
     def _take(self) -> None:
@@ -145,13 +159,16 @@ class Reader:
 def await_turn(connection: Connection, declarer: Declarer, dead: Address, until: float) -> int:
     """
     How many there are, once nobody reads these dead letters: both from one answer, for in the next one somebody else may
-    have begun. Raises `Unavailable` if that is not by `until` of `time.monotonic()`.
+    have begun. Twice in a row, because what a reader held comes back a moment after he is gone. Raises `Unavailable` if that
+    is not by `until` of `time.monotonic()`.
     """
     queue = names.queue_of(dead)
+    before = None
     while True:
         ready, consumers = declarer.count(queue)
-        if not consumers:
+        if not consumers and ready == before:
             return ready
+        before = None if consumers else ready
         if time.monotonic() > until:
             raise _taken(dead)
         connection.step(LOOK)

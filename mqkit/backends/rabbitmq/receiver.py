@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import uuid
@@ -12,19 +13,17 @@ from typing import Any
 import msgspec
 
 from mqkit.backends.base import Declaration, Done, Received, Release, Settlement, Turn
+from mqkit.backends.parked import Parked, Waiting
 from mqkit.backends.rabbitmq import names, topology, wire
 from mqkit.backends.rabbitmq.connection import Connection, closing_reason
 from mqkit.backends.rabbitmq.errors import refusal
 from mqkit.backends.rabbitmq.notes import Note, Notes
-from mqkit.backends.rabbitmq.parked import Parked, Waiting
 from mqkit.backends.rabbitmq.tags import Tags
-from mqkit.errors import LeaseLost, Lost, MqkitError
+from mqkit.errors import LeaseLost, Lost, MqkitError, Unavailable
 
 MOST = 65_535  # of a prefetch
 KEEP = 0.2  # seconds for which what was given back stays here, in case it is wanted here again
 FEW = 4  # acknowledgements that leave no doubt
-AT_ONCE = 16  # acknowledgements a queue takes without letting others wait
-PACE = 0.005  # seconds it has for them before the next ones
 STEADY = 1.0  # seconds for which less must be wanted before the server is told to send less
 _SPREADS = (4, 0)  # version from which the priority of a consumer decides which one of a queue is active
 _epochs = itertools.count(1)
@@ -49,6 +48,7 @@ class RabbitReceiver:
         self._queues = names.queues_of(source.address, source.partitions)
         self._notes = Notes(connection, source.address)
         self._read_notes: dict[str, Note] | None = None  # within one call of `_take`
+        self._ran_alone: set[str] = set()  # and have no verdict yet
         self._parked = Parked()
         self._tags = Tags()
         self._inbox: deque[tuple[Any, Any, bytes]] = deque()
@@ -77,6 +77,16 @@ class RabbitReceiver:
         self._staged.extend(settlements)
 
     def receive(self, room: int, timeout: float) -> Turn:
+        try:
+            return self._receive(room, timeout)
+        except Lost:
+            raise
+        except Unavailable as exc:
+            # Some of what was staged or had come is in nobody's hands now; with the channel all of it goes back.
+            self._trouble = Lost(str(exc))
+            raise self._trouble from exc
+
+    def _receive(self, room: int, timeout: float) -> Turn:
         if time.monotonic() - self._served > self._lease / 2:  # this process slept: is anything of it still ours?
             try:
                 self._connection.alive()
@@ -97,6 +107,7 @@ class RabbitReceiver:
         return Turn(self._take(room) if room else (), (), refused)
 
     def isolate(self, delivery: Received) -> None:
+        self._ran_alone.add(delivery.id)
         self._notes.write(Note(delivery.id, alone=1))
         self._notes.confirm()
 
@@ -115,6 +126,11 @@ class RabbitReceiver:
         if self._closed:
             return
         self._closed = True
+        if self._ran_alone:  # who is given back while it runs alone has killed nobody
+            with contextlib.suppress(MqkitError):
+                for id in self._ran_alone:
+                    self._notes.over(id)
+                self._notes.tidy(now=True)
         if self._ordered or self._address.dead:
             self._connection.abort()  # a farewell would activate the next consumer before it returned what we hold
         else:
@@ -125,6 +141,8 @@ class RabbitReceiver:
     def _carry_out(self, *, patiently: bool) -> Sequence[tuple[Received, MqkitError]]:
         self._check()
         staged, self._staged = self._staged, []
+        if self._ran_alone:
+            self._ran_alone.difference_update(settlement.delivery.id for settlement in staged)
         refused: list[tuple[Received, MqkitError]] = []
         released: list[tuple[Release, int]] = []
         hands, tags = self._hands, self._tags
@@ -148,39 +166,27 @@ class RabbitReceiver:
         return refused
 
     def _acknowledge(self, *, patiently: bool) -> None:
-        """
-        Patiently: a quorum queue takes some 32 commands of a channel at once. Later ones wait in the channel and are
-        forgotten if it is closed meanwhile. Source: rabbit_fifo_client.erl, SOFT_LIMIT.
-        """
         acknowledgements = list(self._tags.acknowledgements())
-        for first in range(0, len(acknowledgements), AT_ONCE if patiently else MOST):
-            if first:
-                self._connection.barrier(self._channel)
-                self._connection.step(PACE)
-            with self._connection.together():
-                for tag, multiple in acknowledgements[first : first + (AT_ONCE if patiently else MOST)]:
-                    self._channel.basic_ack(tag, multiple)
+        self._connection.acknowledge(self._channel, acknowledgements, patiently=patiently)
         if patiently and len(acknowledgements) > FEW and not self._ordered:
             self._stop_consuming()
 
     def _stop_consuming(self) -> None:
-        """Its answer comes when the queues have carried out the acknowledgements before."""
-        answers: list[Any] = []
         cancelled = [tag for tags, _ in self._consumers for tag in tags]
         self._consumers.clear()
-        for tag in cancelled:
-            self._channel.basic_cancel(tag, callback=answers.append)
-        self._connection.wait(lambda: len(answers) == len(cancelled) or not self._channel.is_open, "cancelling")
+        self._connection.cancel(self._channel, cancelled)
 
     def _keep(self, received: Received, tag: int) -> None:
         """Given back: for a moment it stays here, because the server would count its return as if its holder had died."""
-        self._notes.over(received.id)
+        if not received.solo:  # if it ran alone, that was now
+            self._notes.over(received.id)
         if not self._kept:
             self._kept_since = time.monotonic()
-        self._kept.append((tag, msgspec.structs.replace(received, solo=0)))
+        self._kept.append((tag, received))
 
     def _give_back(self) -> None:
         """Nothing is wanted here: what is kept and what has come and was not handed out goes to others."""
+        self._notes.tidy(now=True)  # before others have it, and take a note of ours for the mark of a death
         self._stop_consuming()
         back = [tag for tag, _ in self._kept] + [method.delivery_tag for method, _, _ in self._inbox]
         self._kept.clear()
@@ -197,10 +203,10 @@ class RabbitReceiver:
     def _park(self, release: Release, tag: int) -> None:
         received = release.delivery
         due = self.now() + release.after if release.after else 0.0
-        changes: dict[str, Any] = {"solo": 0}
+        changes: dict[str, Any] = {}
         note = None
         if release.attempt is not None:
-            changes |= {"attempt": release.attempt, "since": release.since, "lost": 0}
+            changes = {"attempt": release.attempt, "since": release.since, "lost": 0, "solo": 0}
             note = Note(received.id, 0, release.attempt, release.since, due)
         self._notes.released(received, note)
         self._parked.put(Waiting(tag, msgspec.structs.replace(received, **changes), due))

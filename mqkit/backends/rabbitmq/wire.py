@@ -100,18 +100,23 @@ def received(
         counted: Whether to believe the server's count of returns, which may be too high for deaths but never too low.
     """
     table: Mapping[str, Any] = properties.headers or {}
-    texts = {name: _text(value) for name, value in table.items() if not name.startswith("x-")}
+    # A short string that is not UTF-8 is left as bytes by pika.
+    texts = {
+        name if name.__class__ is str else _text(name): _text(value)
+        for name, value in table.items()
+        if name[:2] not in ("x-", b"x-")
+    }
     for name, field in _NATIVE.items():
         value = getattr(properties, field)
         if value is not None and name not in texts:
-            texts[name] = value
+            texts[name] = _text(value)
     key, expires, long_id = texts.pop(KEY, None), texts.pop(EXPIRES, None), texts.pop(ID, None)
     envelope, headers = from_headers(texts)
     returns = table.get(COUNT, 0) if counted else 0
     return Received(
         handle,
         address,
-        long_id or properties.message_id or new_id(time.time()),
+        long_id or _id(properties.message_id) or new_id(time.time()),
         body,
         key,
         headers,
@@ -126,6 +131,11 @@ def received(
         None,
         Native(method.exchange, method.routing_key, properties),
     )
+
+
+def _id(native: Any) -> str | None:
+    """Other clients may have put the bytes of a UUID there."""
+    return native.hex() if isinstance(native, bytes) else native
 
 
 def _fits(text: str) -> bool:

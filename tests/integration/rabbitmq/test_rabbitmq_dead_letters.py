@@ -12,7 +12,7 @@ from mqkit.backends.base import Admin
 from mqkit.errors import Unavailable
 from tests.rabbit_server import RabbitHarness
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rabbitmq")]
+pytestmark = pytest.mark.slow
 
 numbers = Queue("numbers", int)
 NOWHERE = "http://127.0.0.1:1"

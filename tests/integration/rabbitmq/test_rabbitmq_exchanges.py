@@ -11,7 +11,7 @@ from mqkit.native import RabbitTopic
 from mqkit.patterns.retry import fixed
 from tests.rabbit_server import RabbitHarness
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rabbitmq")]
+pytestmark = pytest.mark.slow
 
 # The options of a topic, and which of `words` its group "mine" gets. The group "all" shares the topic.
 EXCHANGES: dict[str, tuple[RabbitTopic, list[str]]] = {

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from mqkit import Bus, Queue, Topic
+from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
 from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.testing.brokers import Certificates, RabbitProcess
 from tests.rabbit_server import RabbitHarness
+from tests.unit.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rabbitmq")]
+pytestmark = pytest.mark.slow
 
 words = Queue("words", str)
 numbers = Queue("numbers", int)
@@ -292,6 +293,48 @@ class TestLosingTheServer:
             assert time.monotonic() - began < 6.0
         finally:
             harness.server.process.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+class TestTakingTime:
+    def test_ordered_retries_go_on_when_the_server_finds_that_they_take_too_long(self) -> None:
+        steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
+        with RabbitProcess(config={"consumer_timeout": "2000"}) as server, Bus(server.url) as bus:
+            server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
+
+            @bus.on(steps, retry=Retry(attempts=5, backoff=fixed(1.0)))
+            def handle(number: int, delivery: Delivery[int]) -> None:
+                seen.append((number, delivery.attempt))
+                if number == 1:
+                    raise ConnectionError("no cure")
+
+            bus.publish_many(steps, [1, 2])
+            with bus.worker():
+                until(lambda: (2, 1) in seen, within=60.0)
+            dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
+            log = server.log_tail(200)
+
+        assert seen == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
+        assert dead == [(b"1", 5)]
+        assert "timed out waiting for delivery acknowledgement" in log, log
+
+    def test_they_keep_their_place_when_that_makes_suspects_of_those_behind_them(self) -> None:
+        steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
+        with RabbitProcess(config={"consumer_timeout": "2000"}) as server, Bus(server.url) as bus:
+            server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
+
+            @bus.on(steps, retry=Retry(attempts=9, backoff=fixed(1.0), crashes=2))
+            def handle(number: int, delivery: Delivery[int]) -> None:
+                seen.append((number, delivery.attempt))
+                if number == 1:
+                    raise ConnectionError("no cure")
+
+            bus.publish_many(steps, [1, 2, 3])
+            with bus.worker():
+                until(lambda: (3, 1) in seen, within=60.0)
+            dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
+
+        assert seen == [*((1, attempt) for attempt in range(1, 10)), (2, 1), (3, 1)]
+        assert dead == [(b"1", 9)]
 
 
 class TestLosingTopology:

@@ -16,10 +16,10 @@ from pika.adapters.utils import connection_workflow as flow
 
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Address, Declaration, Outgoing, Received
-from mqkit.backends.rabbitmq import frames, names, topology, wire
+from mqkit.backends.parked import Parked, Waiting
+from mqkit.backends.rabbitmq import deliveries, frames, names, topology, wire
 from mqkit.backends.rabbitmq.errors import CODES, ERRORS, nested, refusal, translate
 from mqkit.backends.rabbitmq.options import RabbitOptions, Server
-from mqkit.backends.rabbitmq.parked import Parked, Waiting
 from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.envelope import Dead, Envelope
 from mqkit.errors import ConfigError, Denied, MessageTooLarge, MqkitError, NotFound, TopologyMismatch, Unencodable
@@ -244,6 +244,72 @@ class TestFrames:
         theirs += b"".join(pika.frame.Body(3, sent.body[at : at + 20]).marshal() for at in range(0, size, 20))
         assert encoded == theirs
         assert frames.SOUND
+
+
+DELIVER = pika.spec.Basic.Deliver("a consumer", 1 << 40, True, "exchange", "kéy")
+
+
+def delivered(properties: pika.BasicProperties, body: bytes, largest: int) -> bytes:
+    """The frames of a delivery, as pika writes them."""
+    written: bytes = pika.frame.Method(3, DELIVER).marshal() + pika.frame.Header(3, len(body), properties).marshal()
+    pieces = range(0, len(body), largest)
+    return written + b"".join(pika.frame.Body(3, body[at : at + largest]).marshal() for at in pieces)
+
+
+class TestDeliveries:
+    @given(
+        id=st.text(max_size=60),
+        headers=st.none() | st.dictionaries(text, text | st.integers(-(1 << 63), (1 << 63) - 1), max_size=3),
+        priority=st.none() | st.integers(0, 200),
+        body=st.binary(max_size=70),
+        before=st.binary(max_size=9),
+        after=st.binary(max_size=9),
+    )
+    def test_deliveries_are_decoded_as_pika_does(
+        self,
+        id: str,
+        headers: dict[str, str | int] | None,
+        priority: int | None,
+        body: bytes,
+        before: bytes,
+        after: bytes,
+    ) -> None:
+        try:
+            properties = pika.BasicProperties(headers=headers, priority=priority, message_id=id, delivery_mode=2)
+            written = delivered(properties, body, 100)
+        except (UnicodeEncodeError, amqp.ShortStringTooLong):
+            return
+        read = deliveries.read(before + written + after, len(before))
+
+        end = len(before) + len(written)
+        assert read == deliveries.Delivery(3, DELIVER, properties, body, end)
+        assert deliveries.SOUND
+
+    def test_half_a_delivery_is_incomplete(self) -> None:
+        properties = pika.BasicProperties("json", headers={"a": "b"}, priority=1, message_id="1", type="t")
+        written = delivered(properties, b"hello", 100)
+        for length in range(len(written)):
+            with pytest.raises(deliveries.Incomplete):
+                deliveries.read(written[:length], 0)
+
+    @pytest.mark.parametrize(
+        "written",
+        [
+            pika.frame.Heartbeat().marshal(),
+            pika.frame.Method(3, pika.spec.Basic.QosOk()).marshal(),
+            delivered(pika.BasicProperties(), b"too long for one frame", 8),
+            delivered(pika.BasicProperties(user_id="u"), b"", 8),
+            delivered(pika.BasicProperties(headers={"list": [1]}), b"", 8),
+            delivered(pika.BasicProperties(headers={"bytes": b"\xff"}), b"", 8),
+            delivered(pika.BasicProperties(message_id=b"\xff"), b"", 8),
+            delivered(pika.BasicProperties(headers={b"\xff": "name"}), b"", 8),
+            delivered(pika.BasicProperties(), b"body", 8)[:-1] + b"\x00",
+            pika.frame.Method(3, DELIVER).marshal() + pika.frame.Heartbeat().marshal() + bytes(40),
+        ],
+        ids=["heartbeat", "method", "long", "property", "list", "bytes", "id", "name", "end", "between"],
+    )
+    def test_anything_else_is_left_to_pika(self, written: bytes) -> None:
+        assert deliveries.read(written + bytes(30), 0) is None
 
 
 class _Method:

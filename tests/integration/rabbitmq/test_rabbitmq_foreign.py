@@ -1,0 +1,52 @@
+"""Messages that other clients of AMQP publish, of any shape and size."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pika
+import pytest
+
+from mqkit import Delivery, Queue
+from mqkit.backends.rabbitmq import names
+from mqkit.codecs import RAW
+from tests.rabbit_server import RabbitHarness
+
+pytestmark = pytest.mark.slow
+
+FRAME = 131_072 - 8  # bytes of a body that fit into one frame
+
+SIZES = [0, 1, FRAME - 1, FRAME, FRAME + 1, 5 * FRAME + 1]
+
+PROPERTIES = [
+    pika.BasicProperties(),
+    pika.BasicProperties(headers={}),
+    pika.BasicProperties(headers={"text": "ü", "number": -(1 << 40), "small": 1}, message_id="m", priority=0),
+    pika.BasicProperties(headers={"list": [1, "two"], "table": {"a": {"b": True}}, "none": None, "bytes": b"\xff"}),
+    pika.BasicProperties(headers={b"\xfe": "a name"}, message_id=b"\xfd\xfc", correlation_id=b"\xfb", type=b"\xfa"),
+    pika.BasicProperties(headers={"when": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)}, timestamp=1 << 31),
+    pika.BasicProperties(
+        "application/octet-stream", "gzip", {"x": "y"}, 1, 3, "c", "r", None, "id", 7, "t", "guest", "app", "cluster"
+    ),
+]
+
+
+def test_what_others_publish_arrives_whole_and_in_its_order(harness: RabbitHarness) -> None:
+    queue, bus = Queue("letters", bytes, codec=RAW), harness.bus()
+    got: list[tuple[bytes, pika.BasicProperties]] = []
+
+    @bus.on(queue)
+    def handle(body: bytes, delivery: Delivery[Any]) -> None:
+        got.append((body, delivery.message.native.properties))
+
+    bus.declare(queue)
+    sent = [(bytes([number + 1]) * size, one) for number, one in enumerate(PROPERTIES) for size in SIZES] * 3
+    with harness.native() as channel:
+        for body, properties in sent:
+            channel.basic_publish("", names.queue_of(queue.address), body, properties)
+    with bus.worker():
+        harness.wait(lambda: len(got) == len(sent), within=30.0)
+        harness.wait_empty(queue)
+
+    assert got == sent
