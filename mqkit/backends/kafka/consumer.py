@@ -1,0 +1,132 @@
+"""
+The driver's consumer, used by the thread that owns it, which it never keeps waiting.
+
+Private names of the driver that mqkit uses for consuming are here and in `member.py`: `_fetcher._fetch_futures`,
+`_subscription.assignment`, `_coordinator`, `_net`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka import TopicPartition as Partition
+from kafka import errors as native
+
+from mqkit.backends.kafka.errors import translate
+from mqkit.backends.kafka.network import Client, learn
+from mqkit.backends.kafka.options import Cluster
+from mqkit.backends.kafka.probe import probe
+from mqkit.errors import Closed, Lost, MqkitError, Unavailable
+
+FETCH_WAIT = 0.1  # seconds a broker may keep a fetch that finds nothing, which keeps others waiting too
+ALL = sys.maxsize  # records of one poll: taking only a part of a fetch can stall its partition
+FAREWELL = 2.0  # seconds a polite close may take
+
+
+# What means that others have our partitions, or will.
+LEFT_OUT = (native.IllegalGenerationError, native.UnknownMemberIdError, native.RebalanceInProgressError)
+
+
+class Consumer:
+    """
+    Raises:
+        Unavailable, Denied, ConfigError: There is no such cluster.
+    """
+
+    def __init__(self, cluster: Cluster, *, fetch_bytes: int, **settings: Any) -> None:
+        self.cluster = cluster
+        self._pid = os.getpid()
+        self._event = threading.Event()
+        self._woken = False
+        probe(cluster)
+        try:
+            self.driver = KafkaConsumer(
+                **{
+                    "enable_auto_commit": False,
+                    "auto_offset_reset": "earliest",
+                    "isolation_level": "read_committed",
+                    "fetch_max_wait_ms": round(FETCH_WAIT * 1000),
+                    "max_poll_records": ALL,
+                    "max_partition_fetch_bytes": max(fetch_bytes, cluster.options.max_body + 4096),
+                    "metadata_max_age_ms": 30_000,
+                    "allow_auto_create_topics": False,
+                    "metrics_enabled": False,
+                    **cluster.settings(),
+                    "kafka_client": Client,
+                    **settings,
+                }
+            )
+        except native.KafkaError as exc:
+            raise translate(exc, cluster) from exc
+
+    def learn(self, topics: Sequence[str]) -> dict[str, list[int]]:
+        """The partitions of those of them that exist. Raises `Unavailable`."""
+        answered = threading.Event()
+        future = learn(self.driver._manager, topics, answered.set)
+        if not answered.wait(self.cluster.options.patience):
+            raise Unavailable(f"{self.cluster} does not say whether it has {', '.join(topics)}")
+        if future.exception is not None:
+            raise self.failure(future.exception) from future.exception
+        metadata = self.driver._cluster
+        return {topic: sorted(its) for topic in topics if (its := metadata.partitions_for_topic(topic))}
+
+    def fetch(self) -> dict[Partition, list[Any]]:
+        """What has arrived; never waits."""
+        self._check_usable()
+        try:
+            records: dict[Partition, list[Any]] = self.driver.poll(0)
+        except (native.KafkaError, RuntimeError) as exc:
+            raise self.failure(exc) from exc
+        return records
+
+    def wait(self, timeout: float) -> bool:
+        """Until something arrives or happens, `wake` is called, or the time is over. Was it called?"""
+        for future in list(self.driver._fetcher._fetch_futures):
+            future.add_both(self.ring)
+        self._event.wait(timeout)
+        self._event.clear()
+        woken, self._woken = self._woken, False
+        return woken
+
+    def wake(self) -> None:
+        """From any thread; latched."""
+        self._woken = True
+        self._event.set()
+
+    def ring(self, _: Any = None) -> None:
+        """From the driver's thread: end a wait."""
+        self._event.set()
+
+    def begin(self, partition: Partition, offset: int) -> None:
+        """Fetch from here on."""
+        self.driver.seek(partition, offset)
+
+    def position(self, partition: Partition) -> int | None:
+        """From where the next records will come, if that is known."""
+        state = self.driver._subscription.assignment.get(partition)
+        return None if state is None or state.position is None else int(state.position.offset)
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        self.driver.pause(*partitions)
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        self.driver.resume(*partitions)
+
+    def close(self) -> None:
+        if os.getpid() == self._pid:
+            with contextlib.suppress(Exception):  # a farewell that fails is none of our business
+                self.driver.close(autocommit=False, timeout_ms=round(FAREWELL * 1000))
+
+    def failure(self, exc: BaseException) -> MqkitError:
+        error = translate(exc, self.cluster)
+        return Lost(str(error)) if isinstance(exc, LEFT_OUT) else error
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise Closed("this connection to Kafka belongs to the parent of this forked process")

@@ -1,0 +1,182 @@
+"""Publishing: idempotent, confirmed by all replicas in step, in batches that the driver makes."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mqkit.backends.base import Address, Outcome, Outgoing
+from mqkit.backends.kafka import wire
+from mqkit.backends.kafka.errors import publish_error
+from mqkit.backends.kafka.names import Names, lane_for
+from mqkit.backends.kafka.producer import Producer, Record
+from mqkit.errors import ConfigError, Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
+
+OFTEN = 64  # messages of a partition of which one rings; the last of a batch does in any case
+STALLED = 1.0  # seconds without any answer after which it is asked whether the topic is still there
+
+
+class KafkaPublisher:
+    """
+    See `base.Publisher`. Confirms arrive on the driver's I/O thread, which only rings: what lies in a line, one for each
+    partition, is answered in its order.
+    """
+
+    def __init__(self, producer: Producer, names: Names, now: Callable[[], float]) -> None:
+        self._producer = producer
+        self._names = names
+        self._now = now
+        self._topics: dict[Address, str] = {}
+        self._outcomes: list[Outcome] = []
+        self._lines: dict[tuple[str, int], deque[tuple[Any, Outgoing]]] = {}  # the driver's futures
+        self._turn = 0
+        self._event = threading.Event()
+        self._heard = time.monotonic()
+        self._question: tuple[str, Any] | None = None
+        self._late: list[Outgoing] = []  # for a producer that sends nothing any more
+
+    @property
+    def blocked(self) -> str | None:
+        return None
+
+    def submit(self, batch: Sequence[Outgoing]) -> None:
+        if self._producer.spoilt:
+            self._late += batch
+            self._event.set()
+            return
+        now = self._now()
+        last: dict[tuple[str, int], Any] = {}
+        for message in batch:
+            try:
+                record = self._record(message, now)
+                place = (record.topic, self._partition(record))
+                future = self._producer.append(record, place[1])
+            except MqkitError as exc:
+                self._outcomes.append((message.token, exc))
+                continue
+            line = self._lines.get(place)
+            if line is None:
+                line = self._lines[place] = deque()
+            line.append((future, message))
+            last[place] = future
+            if not len(line) % OFTEN:
+                future.add_both(self._ring)
+        for future in last.values():
+            future.add_both(self._ring)
+
+    def collect(self, timeout: float) -> Sequence[Outcome]:
+        spoilt = self._producer.spoilt
+        if not self._outcomes and timeout > 0 and not spoilt:
+            self._event.wait(timeout)
+        self._event.clear()
+        self._gather()
+        outcomes, self._outcomes = self._outcomes, []
+        if outcomes or not self._lines:
+            self._heard, self._question = time.monotonic(), None
+        elif time.monotonic() - self._heard > STALLED:
+            self._look_for_its_topic()
+        if spoilt and not outcomes:
+            raise Lost(
+                f"{self._producer.cluster} has refused a message for good, after which a producer must begin anew"
+            )
+        return outcomes
+
+    def wake(self) -> None:
+        self._event.set()
+
+    def abandon(self) -> Sequence[Outcome]:
+        self._gather()
+        lines, self._lines = self._lines, {}
+        unknown = PublishUnknown("sent or not, nobody knows; publish again with the same id")
+        unsent = PublishFailed("not sent, because of the refusal of an earlier one; publish again")
+        return [
+            *self._outcomes,
+            *[(message.token, unknown) for line in lines.values() for _, message in line],
+            *[(message.token, unsent) for message in self._late],
+        ]
+
+    def close(self) -> None:
+        self._producer.close(1.0)
+
+    def _look_for_its_topic(self) -> None:
+        """The driver goes on trying to reach one that was deleted. Raises `Lost`, upon which it is declared again."""
+        if self._question is not None and not self._question[1].is_done:
+            return
+        if self._question is not None:
+            topic, answer = self._question
+            self._heard, self._question = time.monotonic(), None
+            if answer.exception is None and not self._producer.partitions(topic):
+                raise Lost(f"{self._producer.cluster} does not have {topic} any more")
+            return
+        topic, _ = next(iter(self._lines))
+        self._question = (topic, self._producer.ask_for([topic]))
+
+    def _record(self, message: Outgoing, now: float) -> Record:
+        """Raises `NotFound`."""
+        topic = self._topics.get(message.address)
+        if topic is None:
+            topic = self._names.topic(message.address)
+            if not self._producer.knows(topic):
+                raise NotFound(f"{message.address} does not exist on {self._producer.cluster}; declare it")
+            self._topics[message.address] = topic
+        record = record_of(message, topic, self._names, now)
+        if message.delay > 0 and not self._producer.knows(record.topic):
+            raise NotFound(f"{record.topic} does not exist on {self._producer.cluster}; declare {message.address}")
+        if message.native is not None:
+            numbers = self._producer.partitions(topic)
+            if message.native.number not in numbers:
+                raise ConfigError(
+                    f"{message.address} has partitions 0 to {len(numbers) - 1}, and {message.native!r} is none of them"
+                )
+            if message.delay > 0:
+                record.headers.append((wire.PARTITION, str(message.native.number).encode()))
+                return record
+            return record._replace(partition=message.native.number)
+        return record
+
+    def _partition(self, record: Record) -> int:
+        """Raises `NotFound`."""
+        if record.partition is not None:
+            return record.partition
+        if record.key is not None:
+            return self._producer.partition_for(record.topic, record.key)
+        # The driver would fill one partition after the other, and a burst would keep one process busy.
+        if not (numbers := self._producer.partitions(record.topic)):
+            raise NotFound(f"{self._producer.cluster} does not have {record.topic} any more; declare it")
+        self._turn += 1
+        return numbers[self._turn % len(numbers)]
+
+    def _gather(self) -> None:
+        """What was answered since."""
+        for place, line in list(self._lines.items()):
+            while line and line[0][0].is_done:
+                future, message = line.popleft()
+                if future.exception is None:
+                    self._outcomes.append((message.token, None))
+                else:
+                    self._topics.pop(message.address, None)
+                    self._outcomes.append((message.token, publish_error(future.exception, self._producer.cluster)))
+            if not line:
+                del self._lines[place]
+
+    def _ring(self, _: object) -> None:
+        if not self._event.is_set():  # which costs a tenth of setting it once more
+            self._event.set()
+
+
+def record_of(message: Outgoing, topic: str, names: Names, now: float) -> Record:
+    """A message as it is written: where it belongs, or at the head of the ladder if it is to wait."""
+    headers = wire.headers_of(message, now)
+    key = message.key.encode() if message.key is not None else None
+    if message.address.dead:
+        if message.key is not None:
+            headers.append((wire.KEY, message.key.encode()))
+        key = f"{message.id}/{uuid.uuid4()}".encode()  # one id may die twice, and each is told apart by its tombstone
+    if message.delay > 0:
+        headers += [(wire.DUE, repr(now + message.delay).encode()), (wire.TO, topic.encode())]
+        topic = names.lane(lane_for(message.delay))
+    return Record(topic, key, message.body, headers)

@@ -1,0 +1,91 @@
+"""Messages as records with headers, and back; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from mqkit.backends.base import Address, Outgoing, Received
+from mqkit.backends.kafka.ledger import Held
+from mqkit.envelope import from_headers, to_headers
+
+ID, EXPIRES = "mq-id", "mq-expires"
+DUE, TO = "mq-due", "mq-to"  # on the ladder only: epoch seconds, and the topic where it leads
+PARTITION = "mq-to-partition"  # ... and the number, if one was chosen
+LADDER = (DUE, TO, PARTITION)
+KEY = "mq-key"  # of a dead letter, whose own key is one of a kind
+
+Headers = list[tuple[str, bytes]]
+
+
+class Entry(NamedTuple):
+    """A record as a native client finds it; `Message.native`."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: float  # epoch seconds
+
+
+def headers_of(message: Outgoing, now: float) -> Headers:
+    """
+    Args:
+        now: The publisher's clock, from which the ttl counts.
+    """
+    headers = [(name, value.encode()) for name, value in message.headers.items()]
+    headers.append((ID, message.id.encode()))
+    headers += [(name, value.encode()) for name, value in to_headers(message.envelope).items()]
+    if message.ttl is not None:
+        headers.append((EXPIRES, repr(now + message.delay + message.ttl).encode()))
+    return headers
+
+
+def received(address: Address, record: Any, held: Held) -> Received:
+    """
+    Args:
+        record: The driver's ConsumerRecord. Who hands the message out gives it a handle.
+    """
+    texts = {name: _text(value) for name, value in record.headers}
+    id, expires, key = texts.pop(ID, None), texts.pop(EXPIRES, None), texts.pop(KEY, None)
+    for name in LADDER:
+        texts.pop(name, None)
+    if key is None and record.key is not None and not address.dead:
+        key = _text(record.key)
+    envelope, headers = from_headers(texts)
+    return Received(
+        None,
+        address,
+        id or f"{record.topic}-{record.partition}-{record.offset}",
+        record.value or b"",
+        key,
+        headers,
+        envelope,
+        max(envelope.attempt, held.attempt),
+        None,
+        held.lost,
+        held.solo,
+        held.since or envelope.since or None,
+        _number(expires),
+        0,
+        None,
+        Entry(record.topic, record.partition, record.offset, record.timestamp / 1000),
+    )
+
+
+def value_of(headers: Sequence[tuple[str, bytes]], name: str) -> str | None:
+    return next((_text(value) for key, value in headers if key == name), None)
+
+
+def without(headers: Iterable[tuple[str, bytes]], *names: str) -> Headers:
+    return [(name, value) for name, value in headers if name not in names]
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode(errors="replace")
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,347 @@
+"""What a user sees when Kafka, the network or the configuration fails."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+)
+
+from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
+from mqkit.testing.brokers import Certificates, KafkaProcess
+from tests.kafka_server import KafkaHarness
+from tests.unit.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+words = Queue("words", str)
+numbers = Queue("numbers", int)
+
+
+def error_of(url: str) -> MqkitError:
+    """What opening a bus raises; soon, and without the password."""
+    began, bus = time.monotonic(), Bus(url)
+    with pytest.raises(MqkitError) as caught:
+        bus.open(timeout=2.0)
+    bus.close()
+    assert time.monotonic() - began < 5.0
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + repr(bus)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def secure(certificates: Certificates) -> Iterator[KafkaProcess]:
+    """`app` may do everything, `guest` nothing; who comes without a login is the cluster itself."""
+    rights = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "ssl.principal.mapping.rules": f"RULE:.*CN={certificates.client_name}.*/app/",
+        "super.users": "User:ANONYMOUS;User:app",
+    }
+    users = {"app": "s3cret", "guest": "s3cret-too"}
+    with KafkaProcess(users=users, tls=certificates, client_certificates="required", config=rights) as process:
+        yield process
+
+
+class TestConnecting:
+    def test_a_port_where_nobody_listens_is_unavailable(self) -> None:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            error = error_of(f"kafka://127.0.0.1:{reserved.getsockname()[1]}")
+
+        assert isinstance(error, Unavailable)
+
+    def test_a_port_that_says_nothing_is_unavailable_within_its_bound(self) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            error = error_of(f"kafka://127.0.0.1:{silent.getsockname()[1]}?patience=0.5")
+
+        assert isinstance(error, Unavailable)
+
+    def test_the_next_host_is_used_when_the_first_one_does_not_answer(self, secure: KafkaProcess) -> None:
+        with Bus(f"kafka://127.0.0.1:1?hosts=127.0.0.1:{secure.port}") as bus:
+            assert bus.publish(words, "arrives")
+
+
+class TestLogin:
+    @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+    def test_the_right_password_lets_a_user_in(self, secure: KafkaProcess, mechanism: str) -> None:
+        with Bus(_login(secure, mechanism)) as bus:
+            assert bus.publish(words, "by password")
+
+    @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+    def test_a_wrong_password_is_denied_and_not_shown(self, secure: KafkaProcess, mechanism: str) -> None:
+        error = error_of(_login(secure, mechanism, "s3cret-and-wrong"))
+
+        assert isinstance(error, Denied)
+        assert not error.retryable
+
+    def test_a_mechanism_that_the_server_does_not_offer_is_a_wrong_url(self, secure: KafkaProcess) -> None:
+        error = error_of(_login(secure, "SCRAM-SHA-512"))
+
+        assert isinstance(error, ConfigError)
+        assert "sasl_mechanism=" in str(error)
+
+    def test_a_password_for_a_server_without_logins_is_a_wrong_url(self, secure: KafkaProcess) -> None:
+        error = error_of(f"kafka://app:s3cret@127.0.0.1:{secure.port}")
+
+        assert isinstance(error, ConfigError)
+        assert "password" in str(error)
+
+    @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+    def test_no_log_at_any_level_has_the_password(
+        self, secure: KafkaProcess, mechanism: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        caplog.set_level(logging.DEBUG, logger="kafka")
+        caplog.set_level(logging.DEBUG, logger="mqkit")  # an example that was imported may have raised it
+        heard, seen = Queue(f"heard-{mechanism}", str), list[str]()
+
+        with Bus(_login(secure, mechanism)) as bus:
+            bus.on(heard)(seen.append)
+            with bus.worker():
+                bus.publish(heard, "one")
+                until(lambda: seen == ["one"])
+            assert bus.dead_letters(heard).list() == []
+        error_of(_login(secure, mechanism, "s3cret-and-wrong"))
+
+        assert any(record.name.startswith("kafka") and record.levelno == logging.DEBUG for record in caplog.records)
+        said = "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
+        assert "s3cret" not in said + caplog.text
+
+
+class TestTls:
+    def test_a_server_whose_authority_is_not_trusted_is_denied(
+        self, secure: KafkaProcess, certificates: Certificates
+    ) -> None:
+        error = error_of(f"{secure.tls_url}?ca={certificates.stranger}{_as_client(certificates)}")
+
+        assert isinstance(error, Denied)
+        assert "ca=" in str(error)
+
+    def test_a_missing_client_certificate_is_denied(self, secure: KafkaProcess, certificates: Certificates) -> None:
+        error = error_of(f"{secure.tls_url}?ca={certificates.authority}")
+
+        assert isinstance(error, Denied)
+        assert "cert=" in str(error)
+
+    def test_a_client_certificate_lets_its_owner_in(self, secure: KafkaProcess, certificates: Certificates) -> None:
+        with Bus(f"{secure.tls_url}?ca={certificates.authority}{_as_client(certificates)}") as bus:
+            assert bus.publish(words, "over TLS")
+
+    def test_a_password_over_tls_lets_a_user_in(self, secure: KafkaProcess, certificates: Certificates) -> None:
+        url = f"{secure.tls_url_of('app')}&ca={certificates.authority}{_as_client(certificates)}"
+        with Bus(url) as bus:
+            assert bus.publish(words, "by password, over TLS")
+
+    def test_tls_to_a_plain_port_is_a_wrong_url(self, secure: KafkaProcess, certificates: Certificates) -> None:
+        error = error_of(f"kafka+ssl://localhost:{secure.port}?ca={certificates.authority}")
+
+        assert isinstance(error, ConfigError)
+        assert "kafka://" in str(error)
+
+    def test_a_plain_connection_to_a_tls_port_is_a_wrong_url(self, secure: KafkaProcess) -> None:
+        error = error_of(f"kafka://127.0.0.1:{secure.tls_port}")
+
+        assert isinstance(error, ConfigError)
+        assert "TLS" in str(error)
+
+
+def _login(secure: KafkaProcess, mechanism: str, password: str = "s3cret") -> str:
+    return f"kafka://app:{password}@127.0.0.1:{secure.sasl_port}?sasl_mechanism={mechanism}"
+
+
+def _as_client(certificates: Certificates) -> str:
+    return f"&cert={certificates.client}&key={certificates.client_key}"
+
+
+class TestRights:
+    def test_those_that_the_documentation_names_are_enough_and_others_are_denied(self, secure: KafkaProcess) -> None:
+        url, seen = f"{secure.url_of('guest')}&prefix=guest.", list[tuple[str, int]]()
+        events = Topic("events", str, groups=["all"])
+        _grant(secure, "guest", "guest.")
+
+        with Bus(url) as bus:
+
+            @bus.on(events, group="all", promise="exactly_once", retry=Retry(attempts=2, backoff=fixed(0.2)))
+            def handle(word: str, delivery: Delivery[str]) -> None:
+                seen.append((word, delivery.attempt))
+                if word == "bad":
+                    raise ConnectionError("no cure")
+                delivery.publish(words, word)
+
+            with bus.worker():
+                bus.publish_many(events, ["good", "bad"])
+                until(lambda: len(bus.dead_letters(events, group="all").list()) == 1)
+            with bus.subscription(words) as messages:
+                [copied] = messages.receive(timeout=10.0)
+                copied.ack()
+
+        assert (copied.payload, sorted(seen)) == ("good", [("bad", 1), ("bad", 2), ("good", 1)])
+        with Bus(url.replace("guest.", "others.")) as bus, pytest.raises(Denied):
+            bus.publish(words, "not mine")
+
+
+def _grant(server: KafkaProcess, user: str, prefix: str) -> None:
+    """What docs/backends/kafka.md calls the least rights, without those of the admin verbs."""
+    kinds = {
+        ResourceType.TOPIC: ("CREATE", "DESCRIBE", "READ", "WRITE"),
+        ResourceType.GROUP: ("CREATE", "DESCRIBE", "READ", "WRITE"),
+        ResourceType.TRANSACTIONAL_ID: ("WRITE", "DESCRIBE"),
+    }
+    granted = [
+        (ResourcePattern(kind, prefix, ACLResourcePatternType.PREFIXED), name)
+        for kind, names in kinds.items()
+        for name in names
+    ]
+    granted.append((ResourcePattern(ResourceType.CLUSTER, "kafka-cluster"), "IDEMPOTENT_WRITE"))
+    admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{server.port}")
+    try:
+        answer = admin.create_acls(
+            [
+                ACL(f"User:{user}", "*", ACLOperation[name], ACLPermissionType.ALLOW, pattern)
+                for pattern, name in granted
+            ]
+        )
+        assert not answer["failed"], answer
+    finally:
+        admin.close()
+
+
+class TestLosingTheServer:
+    def test_what_was_accepted_while_it_was_away_at_the_start_is_sent_when_it_comes(
+        self, harness: KafkaHarness
+    ) -> None:
+        bus = harness.bus()
+        with harness.outage():
+            futures = [bus.publish_soon(numbers, number) for number in range(100)]
+            with pytest.raises(Unavailable):
+                bus.open(timeout=1.0)
+        for future in futures:
+            future.result(30.0)
+
+        assert sorted(map(int, harness.read_native(numbers))) == list(range(100))
+
+    def test_ten_seconds_without_it_lose_nothing_that_was_accepted(self, harness: KafkaHarness) -> None:
+        consuming, publishing, seen = harness.bus(harness.url_with(lease=2)), harness.bus(), Counter[int]()
+        consuming.on(numbers)(lambda number: seen.update([number]))
+        accepted: list[int] = []
+        errors: list[MqkitError] = []
+        enough = threading.Event()
+
+        def publish() -> None:
+            while not enough.is_set():
+                number = len(accepted)
+                try:
+                    publishing.publish(numbers, number, id=f"number {number}", timeout=2.0)
+                except MqkitError as exc:
+                    errors.append(exc)
+                    enough.wait(0.2)
+                else:
+                    accepted.append(number)
+
+        publisher = threading.Thread(target=publish)
+        with consuming.worker():
+            publisher.start()
+            try:
+                harness.wait(lambda: len(seen) > 50, within=30.0)
+                with harness.outage():
+                    killed, before = time.monotonic(), len(errors)
+                    harness.wait(lambda: time.monotonic() - killed > 10.0, within=30.0)
+                    assert not consuming.health().ready
+                goal = len(accepted) + 50
+                harness.wait(lambda: len(accepted) > goal, within=60.0)
+            finally:
+                enough.set()
+                publisher.join(30.0)
+            harness.wait(lambda: set(accepted) <= set(seen), within=60.0)
+
+        assert len(errors) > before
+        assert {type(error) for error in errors} <= {PublishFailed, PublishUnknown, TimedOut, Unavailable}
+        assert consuming.dead_letters(numbers).list() == []
+
+    def test_a_silent_one_is_noticed_after_a_lease_and_publishes_end_in_their_time(
+        self, harness: KafkaHarness, kafka: KafkaProcess
+    ) -> None:
+        bus, seen = harness.bus(harness.url_with(lease=1.0)), list[int]()
+        bus.on(numbers)(seen.append)
+
+        with bus.worker():
+            bus.publish(numbers, 1)
+            harness.wait(lambda: seen == [1])
+            kafka.freeze()
+            try:
+                with pytest.raises(PublishUnknown):
+                    bus.publish(numbers, 2, timeout=0.5)
+                harness.wait(lambda: not bus.health().ready, within=10.0)
+            finally:
+                kafka.thaw()
+            harness.wait(lambda: bus.health().ready, within=30.0)
+            bus.publish(numbers, 3, timeout=30.0)
+            harness.wait(lambda: 3 in seen, within=30.0)
+
+    def test_a_lease_that_the_cluster_does_not_allow_is_a_wrong_url(self, secure: KafkaProcess) -> None:
+        with Bus(f"{secure.url}?lease=0.5") as bus, pytest.raises(ConfigError, match="lease="):
+            bus.subscription(words).receive(timeout=5.0)
+
+
+class TestEndsOfPrograms:
+    def test_what_a_program_accepted_is_sent_although_it_ends_without_closing_its_bus(
+        self, harness: KafkaHarness
+    ) -> None:
+        code = """
+import sys
+from mqkit import Bus, Queue
+bus, numbers = Bus(sys.argv[1]), Queue("numbers", int)
+bus.publish(numbers, 0)
+for number in range(1, 5000):
+    bus.publish_soon(numbers, number)
+"""
+        ended = subprocess.run([sys.executable, "-c", code, harness.url], capture_output=True, text=True, timeout=60)
+
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert sorted(map(int, harness.read_native(numbers))) == list(range(5000))
+
+    def test_children_forked_under_load_end_silently_and_send_nothing_of_their_parents(
+        self, harness: KafkaHarness
+    ) -> None:
+        code = """
+import os, sys, threading
+from mqkit import Bus, Queue
+bus, numbers = Bus(sys.argv[1]), Queue("numbers", int)
+bus.publish(numbers, 0)
+publishing = threading.Thread(target=lambda: [bus.publish_many(numbers, range(100)) for _ in range(50)])
+publishing.start()
+for _ in range(10):
+    if not (child := os.fork()):
+        sys.exit(0)
+    os.waitpid(child, 0)
+publishing.join()
+bus.close()
+"""
+        ended = subprocess.run([sys.executable, "-c", code, harness.url], capture_output=True, text=True, timeout=60)
+
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert len(harness.read_native(numbers)) == 5001

@@ -1,0 +1,304 @@
+"""What becomes of topics of Kafka: where groups begin, what is kept and removed, and what other programs find there."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka.admin import ConfigResource
+
+from mqkit import Queue, Topic
+from mqkit.backends.kafka import relay, trim
+from mqkit.errors import ConfigError, MqkitError, Unavailable
+from mqkit.native import KafkaPartition, KafkaQueue, KafkaTopic
+from mqkit.subscription import Subscription
+from mqkit.testing.brokers import KafkaProcess
+from tests.integration.processes import Consumer
+from tests.integration.programs import numbers
+from tests.kafka_server import KafkaHarness
+from tests.unit.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+words = Queue("words", str)
+events = Topic("events", int)
+
+
+def all_of(messages: Subscription[Any]) -> list[Any]:
+    """The payloads that come until none has come for a second, acknowledged."""
+    payloads = []
+    while deliveries := messages.receive(max=1000, timeout=1.0):
+        for delivery in deliveries:
+            payloads.append(delivery.payload)
+            delivery.ack()
+    return payloads
+
+
+class TestWhereAGroupBegins:
+    def test_at_a_time_if_it_says_so(self, harness: KafkaHarness) -> None:
+        publishing = harness.bus()
+        publishing.publish_many(events, range(10))
+        border = _a_time_between()
+        publishing.publish_many(events, range(10, 20))
+
+        late = Topic("events", int, native=KafkaTopic(starts={"late": border}))
+        with harness.bus().subscription(late, group="late") as messages:
+            assert sorted(all_of(messages)) == list(range(10, 20))
+
+    def test_at_offsets_if_it_says_so_and_at_the_end_of_the_other_partitions(self, harness: KafkaHarness) -> None:
+        publishing = harness.bus()
+        for partition in (0, 1):
+            for number in range(5):
+                publishing.publish(events, 10 * partition + number, native=KafkaPartition(partition))
+
+        late = Topic("events", int, native=KafkaTopic(starts={"late": {0: 3}}))
+        with harness.bus().subscription(late, group="late") as messages:
+            assert sorted(all_of(messages)) == [3, 4]
+
+
+def _a_time_between() -> float:
+    """Later than what was published before, and not later than what is published afterwards: to the millisecond."""
+    began = time.time()
+    until(lambda: time.time() > began + 0.02)
+    border = time.time()
+    until(lambda: time.time() > border + 0.02)
+    return border
+
+
+class TestTrimming:
+    def test_what_is_handled_is_removed_from_a_queue_and_from_no_topic(
+        self, harness: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trim.Trimmer.__init__, "__defaults__", (0.1,))  # seconds, not a minute
+        bus = harness.bus()
+        bus.declare(Topic("events", int, groups=["only"]))
+        bus.publish_many(events, range(20))
+        bus.publish_many(numbers, range(100))
+
+        with (
+            bus.subscription(events, group="only", prefetch=100) as of_topic,
+            bus.subscription(numbers, prefetch=100) as of_queue,
+        ):
+            for delivery in harness.take(of_topic, 20):
+                delivery.ack()
+            deliveries = harness.take(of_queue, 100)
+            _acknowledge(delivery for delivery in deliveries if delivery.payload < 60)
+            harness.wait(lambda: _kept(harness, numbers) == list(range(60, 100)), within=20.0)
+            _acknowledge(delivery for delivery in deliveries if delivery.payload >= 60)
+            harness.wait(lambda: _kept(harness, numbers) == [], within=20.0)
+
+        assert _kept(harness, events) == list(range(20))
+
+
+def _acknowledge(deliveries: Any) -> None:
+    for delivery in deliveries:
+        delivery.ack()
+
+
+def _kept(harness: KafkaHarness, source: Any) -> list[int]:
+    return sorted(int(body) for body in harness.read_native(source))
+
+
+class TestLosingTopics:
+    def test_one_that_is_deleted_under_a_publisher_is_told_soon_and_made_again(self, harness: KafkaHarness) -> None:
+        bus = harness.bus()
+        bus.publish(words, "before")
+
+        harness.delete(words)
+        began, answer = time.monotonic(), None
+        try:
+            bus.publish(words, "after", id="after", timeout=10.0)
+        except MqkitError as error:
+            answer = error
+        took = time.monotonic() - began
+        bus.publish(words, "after", id="after", timeout=10.0)
+
+        assert answer is None or answer.retryable, answer
+        assert took < 8.0
+        assert set(harness.read_native(words)) == {b'"after"'}
+
+    def test_one_that_is_deleted_under_a_consumer_is_made_again(self, harness: KafkaHarness) -> None:
+        bus, seen = harness.bus(), list[str]()
+        bus.on(words)(seen.append)
+
+        with bus.worker():
+            bus.publish(words, "one")
+            harness.wait(lambda: seen == ["one"], within=20.0)
+            harness.delete(words)
+            bus.publish(words, "two", timeout=20.0)
+            harness.wait(lambda: "two" in seen, within=40.0)
+
+        assert seen[0] == "one"
+
+    def test_what_waits_for_one_that_is_gone_keeps_nothing_else_waiting(
+        self, harness: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relay, "ABSENT", 1.0)
+        gone, bus, seen = Queue("gone", str), harness.bus(), list[str]()
+        bus.publish(gone, "nobody", delay=1.5)
+        harness.delete(gone)
+        bus.on(words)(seen.append)
+
+        with bus.worker():
+            bus.publish(words, "somebody", delay=1.5)
+            harness.wait(lambda: seen, within=30.0)
+
+        assert seen == ["somebody"]
+
+
+class TestRefusals:
+    def test_a_message_that_a_topic_refuses_is_the_only_one_that_fails(self, harness: KafkaHarness) -> None:
+        bus = harness.bus()
+        bus.declare(words)
+        with harness.control() as admin:
+            topic = harness.topic(words)
+            changed = admin.alter_configs([ConfigResource("topic", topic, {"max.message.bytes": "2000"})])
+        assert changed == {"topic": {topic: "OK"}}
+
+        with pytest.raises(MqkitError, match="large"):
+            bus.publish(words, random.randbytes(5000).hex(), timeout=20.0)
+        for _ in range(3):
+            bus.publish(words, "small", timeout=20.0)
+
+        assert harness.read_native(words) == [b'"small"'] * 3
+
+
+class TestMakingThem:
+    def test_they_have_the_partitions_of_the_url_unless_they_declare_more_than_one(self, harness: KafkaHarness) -> None:
+        bus = harness.bus(harness.url_with(partitions=3))
+        bus.declare(Queue("some", int), Queue("more", int, partitions=5))
+
+        with harness.control() as admin:
+            topics = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
+
+        assert topics[f"{harness.prefix}some__queue"] == 3
+        assert topics[f"{harness.prefix}more__queue"] == 5
+
+    def test_they_have_the_configuration_they_declare(self, harness: KafkaHarness) -> None:
+        harness.bus().declare(
+            Queue("some", int, native=KafkaQueue(config={"segment.ms": "600000"})),
+            Topic("events", int, native=KafkaTopic(retain=90.0, config={"segment.ms": "700000"})),
+        )
+
+        queue, topic = _configured(harness, "some__queue"), _configured(harness, "events")
+        assert (queue["segment.ms"], queue["retention.ms"]) == ("600000", "-1")
+        assert (topic["segment.ms"], topic["retention.ms"]) == ("700000", "90000")
+
+    def test_more_copies_than_there_are_brokers_are_refused(self, harness: KafkaHarness) -> None:
+        with pytest.raises(ConfigError, match="replication"):
+            harness.bus(harness.url_with(replication=3)).declare(words)
+
+    def test_a_name_that_kafka_takes_for_another_one_is_refused(self, harness: KafkaHarness) -> None:
+        bus = harness.bus()
+        bus.declare(Queue("a.b", int))
+
+        with pytest.raises(ConfigError, match=r"differs in \. and _ only"):
+            bus.declare(Queue("a_b", int))
+
+    def test_they_take_as_large_a_message_as_the_url_says(self, harness: KafkaHarness) -> None:
+        bus, large = harness.bus(harness.url_with(max_body=4 << 20)), "x" * ((4 << 20) - 5000)
+        bus.publish(words, large, timeout=20.0)
+
+        with bus.subscription(words) as messages:
+            assert all_of(messages) == [large]
+
+    def test_what_is_compressed_takes_little_room_there(self, harness: KafkaHarness, kafka: KafkaProcess) -> None:
+        bus = harness.bus(harness.url_with(compression="gzip", partitions=1))
+        bus.publish(words, "x" * 500_000)
+
+        log = kafka.folder / "data" / f"{harness.prefix}words__queue-0"
+        assert sum(map(_size, log.glob("*.log"))) < 10_000
+        with bus.subscription(words) as messages:
+            assert all_of(messages) == ["x" * 500_000]
+
+
+def _configured(harness: KafkaHarness, name: str) -> dict[str, str]:
+    topic = harness.prefix + name
+    with harness.control() as admin:
+        found = admin.describe_configs([ConfigResource("topic", topic)])
+    return {key: value["value"] for key, value in found["topic"][topic].items()}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+class TestOtherPrograms:
+    def test_they_find_bodies_keys_and_headers_where_the_documentation_says(self, harness: KafkaHarness) -> None:
+        emails, orders = Queue("emails", str), Topic("orders", str, key=lambda order: order, groups=["billing"])
+        bus, at = harness.bus(), harness.prefix
+        bus.declare(emails, orders)
+        bus.publish(emails, "Hello", headers={"trace": "1"})
+        bus.publish(orders, "A-7")
+
+        [email], [order] = harness.records(f"{at}emails__queue"), harness.records(f"{at}orders")
+        with harness.control() as admin:
+            topics = {topic["name"].removeprefix(at) for topic in admin.describe_topics()}
+            groups = {group["group_id"] for group in admin.list_groups()}
+
+        assert (email.value, order.value, order.key) == (b'"Hello"', b'"A-7"', b"A-7")
+        assert ("trace", b"1") in email.headers
+        assert all(name.startswith("mq-") for name, _ in email.headers if name != "trace")
+        assert topics >= {"orders", "orders__retry.billing", "orders__dead.billing", "emails__queue"}
+        assert f"{at}orders/billing" in groups
+        assert _configured(harness, "orders__dead.billing")["cleanup.policy"] == "compact"
+
+
+class TestConsuming:
+    def test_any_consumer_of_the_prefix_moves_what_is_delayed(self, harness: KafkaHarness) -> None:
+        publishing, other = harness.bus(), harness.bus()
+        publishing.publish(words, "later", delay=0.3)
+        before = harness.read_native(words)
+
+        with other.subscription(numbers):
+            harness.wait(lambda: harness.read_native(words) == [b'"later"'], within=20.0)
+
+        assert before == []
+
+    def test_one_message_that_is_never_done_stops_its_partition_after_ten_windows(self, harness: KafkaHarness) -> None:
+        bus, count, window = harness.bus(harness.url_with(partitions=1)), 200, 5
+        bus.publish_many(numbers, range(count))
+
+        with bus.subscription(numbers, prefetch=window) as messages:
+            [stuck] = harness.take(messages, 1)
+            before = all_of(messages)
+            stuck.ack()
+            after = all_of(messages)
+
+        assert stuck.payload == 0
+        assert 10 * window - window <= len(before) <= 10 * window
+        assert before + after == list(range(1, count))
+
+    def test_a_group_cannot_be_purged_while_it_is_consumed(self, harness: KafkaHarness) -> None:
+        bus = harness.bus()
+        with bus.subscription(events, group="all", start="earliest") as messages:
+            bus.publish(events, 1)
+            [delivery] = harness.take(messages, 1)
+            delivery.ack()
+            bus.publish(events, 2)
+
+            with pytest.raises(Unavailable, match="while it is consumed"):
+                harness.purge(events, "all")
+            assert all_of(messages) == [2]
+
+    def test_a_named_instance_that_was_killed_has_its_partitions_back_at_once(self, harness: KafkaHarness) -> None:
+        lines, url = list[str](), harness.url_with(lease=30, instance="one")
+        harness.bus().publish(numbers, 1)
+        consumers = [Consumer(lines, "consume", url)]
+        try:
+            until(lambda: lines == ["1"])
+            harness.wait_empty(numbers)
+            consumers.pop().kill()
+            killed = time.monotonic()
+            harness.bus().publish(numbers, 2)
+            consumers.append(Consumer(lines, "consume", url))
+            until(lambda: lines == ["1", "2"])
+            took = time.monotonic() - killed
+        finally:
+            for consumer in consumers:
+                consumer.kill()
+
+        assert took < 25.0  # the lease is not over

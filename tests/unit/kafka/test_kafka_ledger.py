@@ -1,0 +1,128 @@
+"""What became of the records of a partition, over any number of holders."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqkit.backends.kafka.ledger import LIMIT, Held, Ledger, Past, past_of
+
+NOTHING = Past([], [])
+
+
+def handed_over(ledger: Ledger, *, given_back: bool = False) -> Ledger:
+    metadata = ledger.metadata(given_back=given_back)
+    assert metadata is not None
+    return Ledger(ledger.base, past_of(ledger.base, metadata))
+
+
+def test_the_base_follows_what_is_done_without_a_gap() -> None:
+    ledger = Ledger(10, NOTHING)
+    for offset in (10, 12, 13):  # 11 is the mark of a transaction
+        ledger.take(offset)
+    ledger.settle(12)
+    assert ledger.base == 10
+    ledger.settle(10)
+    assert ledger.base == 13
+    ledger.settle(13)
+    assert ledger.base == 14
+
+
+def test_what_lies_behind_the_last_record_is_skipped_only_when_all_is_done() -> None:
+    ledger = Ledger(0, NOTHING)
+    ledger.take(0)
+    assert not ledger.skip_to(5)
+    ledger.settle(0)
+    assert ledger.skip_to(5)
+    assert not ledger.skip_to(5)
+    assert ledger.base == 5
+
+
+def test_the_next_holder_passes_over_what_was_done_and_counts_what_was_lost() -> None:
+    ledger = Ledger(0, NOTHING)
+    for offset in range(4):
+        ledger.take(offset)
+    ledger.settle(1)
+    ledger.hold(2, Held(attempt=3, since=5.0, due=9.0, parked=True))
+
+    later = handed_over(ledger)
+
+    assert [later.take(offset) for offset in range(4)] == [
+        Held(lost=1),
+        None,
+        Held(attempt=3, since=5.0, due=9.0, parked=True),
+        Held(lost=1),
+    ]
+
+
+def test_a_holder_that_does_not_come_so_far_hands_on_what_he_was_told() -> None:
+    ledger = Ledger(0, NOTHING)
+    for offset in range(6):
+        ledger.take(offset)
+    ledger.settle(3)
+    ledger.settle(5)
+
+    short = handed_over(ledger)
+    short.take(0)
+    short.settle(0)
+    last = handed_over(short)
+
+    assert [last.take(offset) for offset in range(1, 6)] == [Held(lost=1), Held(lost=1), None, Held(lost=1), None]
+
+
+def test_what_a_living_holder_gives_back_was_not_lost() -> None:
+    ledger = Ledger(0, NOTHING)
+    ledger.take(0)
+    ledger.take(1)
+    ledger.hold(1, Held(attempt=2))
+
+    later = handed_over(ledger, given_back=True)
+
+    assert later.take(0) == Held()
+    assert later.take(1) == Held(attempt=2, parked=True)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ttttssgk"), st.integers(0, 100)), max_size=150), st.integers(1, 3))
+def test_nothing_settled_comes_again_and_nothing_else_is_passed_over(
+    steps: list[tuple[str, int]], distance: int
+) -> None:
+    """Taken, settled, handed over in good order or by a death, in any order."""
+    ledger, settled, held = Ledger(0, NOTHING), set[int](), list[int]()
+    at = 0
+    for step, chosen in steps:
+        if step == "t":
+            if ledger.take(at) is None:
+                assert at in settled
+            else:
+                assert at not in settled
+                held.append(at)
+            at += distance
+        elif step == "s" and held:
+            offset = held.pop(chosen % len(held))
+            ledger.settle(offset)
+            settled.add(offset)
+        elif step in "gk":
+            ledger = handed_over(ledger, given_back=step == "g")
+            assert settled >= set(range(0, ledger.base, distance))
+            held, at = [], -(-ledger.base // distance) * distance
+
+
+def test_what_does_not_fit_leaves_out_what_is_done_first_and_never_an_attempt() -> None:
+    ledger = Ledger(0, NOTHING)
+    for offset in range(3000):
+        ledger.take(offset)
+    for offset in range(1, 3000, 2):
+        ledger.settle(offset)
+    ledger.hold(500, Held(attempt=7, since=1.0))
+
+    metadata = ledger.metadata()
+
+    assert metadata is not None
+    assert len(metadata) <= LIMIT
+    assert ledger.metadata(exact=True) is None
+    assert past_of(0, metadata).of(500) == Held(attempt=7, since=1.0)
+
+
+def test_what_somebody_else_wrote_is_nothing() -> None:
+    for text in ("", "hello", "{}", '{"a": 1}', "[1]", "\udcff"):
+        assert past_of(3, text) == NOTHING
