@@ -1,0 +1,152 @@
+"""Consumers of SQS that are killed by SIGKILL or leave politely, and what is counted afterwards."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.sqs.sqs_programs import numbers, steps
+from tests.sqs_server import SqsHarness
+
+pytestmark = pytest.mark.slow
+
+PROGRAMS = "tests.integration.sqs.sqs_programs"
+
+
+class Consumer:
+    """A process; `lines` is shared by several, in the order in which they were written."""
+
+    def __init__(self, lines: list[str], program: str, *arguments: str) -> None:
+        self._lines = lines
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", PROGRAMS, program, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    def leave(self) -> None:
+        self.process.terminate()
+        self.end()
+
+    def end(self) -> int:
+        code = self.process.wait(60.0)
+        self._reader.join(10.0)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line.strip())
+
+
+def until(condition: Callable[[], object], within: float) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within:g} s"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(240)
+def test_eight_killed_consumers_of_three_thousand_messages_lose_none(harness: SqsHarness) -> None:
+    lines: list[str] = []
+    harness.bus().publish_many(numbers, range(3000), timeout=60.0)
+    url = harness.url_with(lease=5)
+    consumers = [Consumer(lines, "consume", url) for _ in range(3)]
+    try:
+        for kill in range(1, 9):
+            until(lambda kill=kill: len(set(lines)) >= kill * 250, within=60.0)  # type: ignore[misc]
+            consumers.pop(0).kill()
+            consumers.append(Consumer(lines, "consume", url))
+        until(lambda: len(set(lines)) == 3000, within=60.0)
+        harness.wait_empty(numbers, within=30.0)
+    finally:
+        for consumer in consumers:
+            consumer.kill()
+
+    twice = [number for number, count in Counter(lines).items() if count > 1]
+    assert len(twice) <= 8 * 30  # of each that was killed, what ran and what was not settled yet
+
+
+@pytest.mark.timeout(300)
+def test_order_by_key_holds_over_four_processes_with_failures_kills_and_polite_leaves(harness: SqsHarness) -> None:
+    lines: list[str] = []
+    keys, each = 20, 40
+    harness.bus().publish_many(steps, [[key, number] for number in range(each) for key in range(keys)], timeout=60.0)
+    url, chance = harness.url_with(lease=5), random.Random(7)
+    consumers = [Consumer(lines, "consume_keyed", url, str(seed)) for seed in range(4)]
+
+    def done() -> set[tuple[str, str]]:
+        return {(words[0], words[1]) for words in map(str.split, list(lines)) if words[3] == "done"}
+
+    try:
+        for round_ in range(1, 7):
+            until(lambda round_=round_: len(done()) >= round_ * 100, within=90.0)  # type: ignore[misc]
+            one = consumers.pop(chance.randrange(4))
+            if round_ % 2:
+                one.kill()
+            else:
+                one.leave()
+            consumers.append(Consumer(lines, "consume_keyed", url, str(10 + round_)))
+        until(lambda: len(done()) == keys * each, within=120.0)
+    finally:
+        for consumer in consumers:
+            consumer.kill()
+
+    furthest: defaultdict[str, int] = defaultdict(int)
+    for line in lines:
+        key, number, _, _ = line.split()
+        # What was handled last may come once more after a kill; nothing may come before what stands in front of it.
+        assert int(number) <= furthest[key], line
+        if line.endswith("done"):
+            furthest[key] = max(furthest[key], int(number) + 1)
+
+
+@pytest.mark.timeout(240)
+def test_of_a_fifo_queue_only_the_message_that_kills_its_process_dies(harness: SqsHarness) -> None:
+    lines: list[str] = []
+    harness.bus().publish_many(steps, [[key, number] for number in range(2) for key in range(10)])
+    url = harness.url_with(lease=5)
+
+    for _ in range(12):
+        consumer = Consumer(lines, "consume_poison", url, "3")
+        until(
+            lambda consumer=consumer: (  # type: ignore[misc]
+                consumer.process.poll() is not None or harness.depth(steps, dead=True).ready == 2
+            ),
+            within=60.0,
+        )
+        if consumer.process.poll() is None:
+            break
+        consumer.end()
+    until(lambda: len(set(lines)) == 18, within=60.0)
+    consumer.kill()
+
+    letters = harness.bus().dead_letters(steps).list()
+    assert sorted(letter.message.body for letter in letters) == [b"[3,0]", b"[3,1]"]
+    assert {letter.reason.partition(":")[0] for letter in letters} == {"crashes"}
+    assert {line.split()[0] for line in lines} == {str(key) for key in range(10) if key != 3}
+
+
+@pytest.mark.timeout(120)
+def test_ten_processes_that_declare_groups_of_one_topic_at_once_make_each_once(harness: SqsHarness) -> None:
+    lines: list[str] = []
+    processes = [Consumer(lines, "declare", harness.url, str(number)) for number in range(10)]
+
+    assert [process.end() for process in processes] == [0] * 10
+
+    groups = sorted(depth.address.group for depth in harness.describe() if not depth.address.dead)
+    assert groups == sorted(["shared", *(f"own-{number}" for number in range(10))])
+    assert len(harness.subscriptions("events")) == 11

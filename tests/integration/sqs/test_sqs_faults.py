@@ -1,0 +1,223 @@
+"""What SQS, the way to it and its neighbours may do, and what becomes of messages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+
+import pytest
+
+from mqkit import Bus, Delivery, Queue, Retry, Topic
+from mqkit.errors import ConfigError, Denied, PublishUnknown, TopologyMismatch, Unavailable
+from mqkit.native import SnsTopic, SqsQueue
+from mqkit.patterns.retry import fixed
+from mqkit.testing import run_until_idle
+from mqkit.testing.chaos import FaultProxy
+from tests.sqs_server import Refusing, SqsHarness
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_handler_longer_than_the_visibility_timeout_runs_once(harness: SqsHarness) -> None:
+    words = Queue(harness.unique("words"), str)
+    bus, other = harness.bus(harness.url_with(lease=5)), harness.bus(harness.url_with(lease=5))
+    begun: list[str] = []
+    ended: list[str] = []
+
+    def handle(word: str) -> None:
+        begun.append(word)
+        time.sleep(12.0)  # the work itself, more than two leases long
+        ended.append(word)
+
+    bus.on(words)(handle)
+    other.on(words)(handle)
+    bus.publish(words, "slow")
+    with bus.worker(), other.worker():
+        harness.wait(lambda: ended, within=20.0)
+        harness.wait_empty(words)
+
+    assert begun == ended == ["slow"]
+
+
+def test_a_thousand_messages_with_twelve_headers_come_round(harness: SqsHarness) -> None:
+    numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+    seen: dict[int, dict[str, str]] = {}
+    tickets = [
+        bus.publish_soon(numbers, number, headers={f"h{place}": f"{number} {place}" for place in range(12)})
+        for number in range(1000)
+    ]
+    bus.flush(timeout=60.0)
+
+    @bus.on(numbers, concurrency=4)
+    def handle(number: int, delivery: Delivery[int]) -> None:
+        seen[number] = dict(delivery.headers)
+
+    run_until_idle(bus, timeout=60.0)
+
+    assert len(tickets) == 1000
+    assert seen == {n: {f"h{place}": f"{n} {place}" for place in range(12)} for n in range(1000)}
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_lost_reply_doubles_nothing_that_is_fifo_and_elsewhere_that_message_only(
+    harness: SqsHarness, keyed: bool
+) -> None:
+    words = Queue(harness.unique("words"), str, key=(lambda word: word) if keyed else None)
+    with FaultProxy(*harness.endpoint()) as proxy:
+        bus = harness.bus(proxy.through(harness.url))
+        bus.publish(words, "before")
+        proxy.freeze_replies()
+        with pytest.raises(PublishUnknown):
+            bus.publish(words, "lost", id="the-one", timeout=30.0)
+        proxy.reset()
+        proxy.thaw()
+
+        bus.publish(words, "lost", id="the-one", timeout=30.0)
+        bus.publish(words, "after")
+
+    with harness.bus().subscription(words) as messages:
+        taken = Counter(delivery.id for delivery in harness.take(messages, 3 if keyed else 4))
+        assert messages.receive(timeout=1.0) == []
+    assert taken["the-one"] == (1 if keyed else 2)
+
+
+def test_delays_beyond_what_sqs_takes_are_kept_by_hops(harness: SqsHarness) -> None:
+    url = harness.url_with(hop=1)
+    words, keyed, events = (
+        Queue(harness.unique("words"), str),
+        Queue(harness.unique("keyed"), str, key=str),
+        Topic(harness.unique("events"), str, groups=["all"]),
+    )
+    bus, came = harness.bus(url), dict[str, float]()
+    for source, group in ((words, None), (keyed, None), (events, "all")):
+
+        @bus.on(source, group=group)
+        def handle(word: str) -> None:
+            assert word not in came
+            came[word] = time.monotonic()
+
+    began = time.monotonic()
+    for source in (words, keyed, events):
+        for seconds in (2.5, 4.5):
+            bus.publish(source, f"{source.name} {seconds}", delay=seconds)
+    with bus.worker():
+        harness.wait(lambda: len(came) == 6, within=20.0)
+
+    for word, at in came.items():
+        assert float(word.split()[1]) <= at - began < float(word.split()[1]) + 6.0, word
+
+
+def test_retries_of_a_fifo_queue_without_order_are_delayed_and_not_dropped(harness: SqsHarness) -> None:
+    words, bus = Queue(harness.unique("words"), str, key=lambda _: "one"), harness.bus()
+    tries: list[int] = []
+
+    @bus.on(words, order="none", retry=Retry(attempts=3, backoff=fixed(0.5)))
+    def handle(word: str, delivery: Delivery[str]) -> None:
+        tries.append(delivery.attempt)
+        raise ConnectionError(word)
+
+    bus.publish(words, "flaky")
+    run_until_idle(bus, timeout=60.0)
+    assert tries == [1, 2, 3]
+
+    bus.dead_letters(words).replay()
+    run_until_idle(bus, timeout=60.0)
+
+    assert tries == [1, 2, 3, 1, 2, 3]
+    assert [dead.attempts for dead in bus.dead_letters(words).list()] == [3]
+
+
+def test_wrong_credentials_an_absent_server_and_a_silent_one_are_told_apart_within_five_seconds(
+    harness: SqsHarness,
+) -> None:
+    def failure(url: str) -> tuple[type[BaseException], str, float]:
+        bus, began = Bus(url, declare="never"), time.monotonic()
+        try:
+            with pytest.raises((Denied, Unavailable)) as caught, bus.subscription(Queue("words", str)) as messages:
+                messages.receive(timeout=1.0)
+        finally:
+            bus.close(timeout=1.0)
+        return type(caught.value), str(caught.value), time.monotonic() - began
+
+    denied = failure(harness.denied_url())
+    absent = failure("sqs://key:hidden-secret@127.0.0.1:9/?region=us-east-1&tls=false")
+
+    assert denied[0] is Denied
+    assert "access key" in denied[1]
+    assert denied[2] < 5.0
+    assert absent[0] is Unavailable
+    assert "hidden-secret" not in absent[1]
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"{}", b""])
+def test_an_answer_that_is_none_of_sqs_is_no_success(body: bytes) -> None:
+    proxy = Refusing(status=200, body=body)
+    bus = Bus(f"sqs://key:secret@127.0.0.1:{proxy.port}/?region=us-east-1&tls=false", declare="never")
+    try:
+        with pytest.raises(Exception) as caught:
+            bus.publish(Queue("words", str), "word", timeout=3.0)
+    finally:
+        bus.close(timeout=1.0)
+        proxy.close()
+
+    assert "proxy" in str(caught.value) or "TimedOut" in type(caught.value).__name__
+
+
+def test_a_redrive_policy_of_aws_that_fires_before_ours_is_refused_and_one_that_may_is_warned_of(
+    harness: SqsHarness,
+) -> None:
+    early, late, bus = Queue(harness.unique("early"), str), Queue(harness.unique("late"), str), harness.bus()
+    bus.declare(early, late)
+    harness.redrive(early, 3)
+    harness.redrive(late, 50)
+
+    with pytest.raises(ConfigError, match="maxReceiveCount=3"), bus.subscription(early) as messages:
+        messages.receive(timeout=1.0)
+    bus.publish(late, "fine")
+    with bus.subscription(late) as messages:
+        [delivery] = harness.take(messages, 1)
+        delivery.ack()
+
+    warnings = list(bus.link.backend.warnings())
+    assert any("maxReceiveCount=50" in warning for warning in warnings)
+
+
+def test_groups_get_what_their_filter_takes_and_another_filter_is_a_mismatch(harness: SqsHarness) -> None:
+    name = harness.unique("orders")
+
+    def orders(region: str) -> Topic[int]:
+        filters = {"eu": {"region": [{"prefix": region}]}}
+        return Topic(name, int, groups=["eu", "all"], native=SnsTopic(filters=filters))
+
+    bus = harness.bus()
+    for number, region in enumerate(["eu-west-1", "us-east-1", "eu-central-1"]):
+        bus.publish(orders("eu-"), number, headers={"region": region})
+
+    for group, expected in (("eu", {0, 2}), ("all", {0, 1, 2})):
+        with bus.subscription(orders("eu-"), group=group) as messages:
+            assert {delivery.payload for delivery in harness.take(messages, len(expected))} == expected
+            assert messages.receive(timeout=0.5) == []
+    with pytest.raises(TopologyMismatch, match="FilterPolicy"):
+        harness.bus().declare(orders("us-"))
+
+
+def test_another_kind_and_other_attributes_are_a_mismatch(harness: SqsHarness) -> None:
+    name = harness.unique("words")
+    harness.bus().declare(Queue(name, str, native=SqsQueue(attributes={"KmsDataKeyReusePeriodSeconds": "300"})))
+
+    with pytest.raises(TopologyMismatch, match="key="):
+        harness.bus().declare(Queue(name, str, key=str))
+    with pytest.raises(TopologyMismatch, match="ReusePeriod"):
+        harness.bus().declare(Queue(name, str, native=SqsQueue(attributes={"KmsDataKeyReusePeriodSeconds": "400"})))
+
+
+def test_the_access_policy_of_a_group_keeps_what_its_owner_put_there(harness: SqsHarness) -> None:
+    events = Topic(harness.unique("events"), int, groups=["all"])
+    harness.bus().declare(events)
+    theirs = {"Sid": "theirs", "Effect": "Deny", "Principal": "*", "Action": "sqs:ReceiveMessage", "Resource": "*"}
+    harness.set_policy(events, "all", json.dumps({"Version": "2012-10-17", "Statement": [theirs]}))
+
+    harness.bus().declare(events)
+
+    assert [one["Sid"][:5] for one in harness.policy(events, "all")["Statement"]] == ["their", "mqkit"]
