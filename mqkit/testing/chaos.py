@@ -36,9 +36,10 @@ class FaultProxy:
     Args:
         host: Of the target.
         port: Of the target.
+        at: The proxy's own port, for a system that tells its clients where to find it; 0 for any that is free.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, at: int = 0) -> None:
         self._target = (host, port)
         self._requests, self._replies = _Way(), _Way()
         self._delay, self._rate = 0.0, 0.0
@@ -46,7 +47,7 @@ class FaultProxy:
         self._accepted = 0
         self._carried: dict[asyncio.Task[None], _Pair] = {}
         # Bound and never listening, this one keeps the port ours while connections are refused.
-        self._place = _bound(0)
+        self._place = _bound(at)
         self.host: str = "127.0.0.1"
         self.port: int = self._place.getsockname()[1]
         self._listener: asyncio.Task[None] | None = None
@@ -137,12 +138,12 @@ class FaultProxy:
 
     @property
     def request_bytes(self) -> int:
-        """Bytes handed on to the target so far."""
+        """Bytes handed on to the target so far, or being handed on."""
         return self._requests.passed
 
     @property
     def reply_bytes(self) -> int:
-        """Bytes handed on to clients so far."""
+        """Bytes handed on to clients so far, or being handed on."""
         return self._replies.passed
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -263,8 +264,8 @@ class FaultProxy:
                 sink.shutdown(socket.SHUT_WR)
                 return
             head, cut = way.take(chunk)
+            way.passed += len(head)  # before they go: who has heard them finds them counted
             await self._loop.sock_sendall(sink, head)
-            way.passed += len(head)
             if cut:
                 raise ConnectionAbortedError("cut")
 

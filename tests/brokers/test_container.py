@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import docker
 import docker.errors
@@ -16,15 +17,16 @@ import pika
 import pytest
 import redis
 
-from mqkit.testing.brokers import KINDS, BrokerAbsent, BrokerContainer, BrokerFailed
+from mqkit.testing.brokers import KINDS, BrokerAbsent, BrokerContainer, BrokerFailed, aws_client
 from mqkit.testing.brokers.container import OWNER, abandoned, daemon_is_here, owner, sweep
+from mqkit.testing.brokers.kafka import kafka_answers
 from mqkit.testing.brokers.providers import provide
 from tests.brokers.images import client, image_of
+from tests.brokers.kafkas import VERSIONS, bodies, groups, make_topic, publish, publish_in_transaction, topics
 from tests.brokers.processes import wait_until
 
 __all__ = ["client"]
 pytest_plugins = ["pytester"]
-containers = pytest.mark.xdist_group("containers")
 
 
 @pytest.fixture
@@ -37,7 +39,6 @@ def gone(client: docker.DockerClient, container: str) -> bool:
 
 
 @pytest.mark.slow
-@containers
 @pytest.mark.parametrize(("image", "version"), [("redis:8", "8."), ("redis:7", "7.")], indirect=["image"])
 def test_redis_serves_on_loopback_and_is_removed(client: docker.DockerClient, image: str, version: str) -> None:
     running = BrokerContainer(KINDS["redis"], image)
@@ -57,7 +58,6 @@ def test_redis_serves_on_loopback_and_is_removed(client: docker.DockerClient, im
 
 
 @pytest.mark.slow
-@containers
 @pytest.mark.parametrize(("image", "version"), [("rabbitmq:4", "4."), ("rabbitmq:3", "3.")], indirect=["image"])
 def test_rabbitmq_gives_each_test_a_vhost(image: str, version: str) -> None:
     running = BrokerContainer(KINDS["rabbitmq"], image)
@@ -75,7 +75,52 @@ def test_rabbitmq_gives_each_test_a_vhost(image: str, version: str) -> None:
 
 
 @pytest.mark.slow
-@containers
+@pytest.mark.parametrize(("image", "version"), [(f"kafka:{one}", one) for one in VERSIONS], indirect=["image"])
+def test_kafka_tells_clients_the_port_of_this_machine_and_reaches_itself(
+    client: docker.DockerClient, image: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MQKIT_TEST_KAFKA_IMAGE", image)
+    numbers = [b"%d" % number for number in range(100)]
+    running = provide("kafka", "container")
+    try:
+        with KINDS["kafka"].place(running.broker, "mine") as url:
+            make_topic(url, "mine.numbers")
+            publish(url, "mine.numbers", numbers)
+            publish_in_transaction(url, "mine.numbers", numbers)
+            assert bodies(url, "mine.numbers", 200, group="mine.readers") == numbers * 2
+        assert topics(running.broker.url) == set()
+        assert groups(running.broker.url) == set()
+        assert f"Kafka version: {version}" in running.log_tail(1000)
+        assert running.broker.provider == f"container {image}"
+        port = urlsplit(running.broker.url).port
+        [mine] = [one for one in client.containers.list() if one.id == running._container.get_container_id()]
+        assert mine.attrs["HostConfig"]["PortBindings"]["9092/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": str(port)}]
+    finally:
+        running.close()
+
+    assert not kafka_answers("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("image", ["localstack/localstack:4.14.0", "ministackorg/ministack:1.5.33"], indirect=True)
+def test_sqs_and_sns_are_served_and_a_test_has_a_prefix(image: str) -> None:
+    running = BrokerContainer(KINDS["sqs"], image)
+    try:
+        with KINDS["sqs"].place(running.broker, "mine") as url:
+            sqs, sns = aws_client("sqs", url), aws_client("sns", url)
+            queue = sqs.create_queue(QueueName="mine-numbers")["QueueUrl"]
+            arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+            topic = sns.create_topic(Name="mine-topic")["TopicArn"]
+            sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
+            sns.publish(TopicArn=topic, Message="hello")
+            [message] = sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=5)["Messages"]
+        left = sqs.list_queues().get("QueueUrls", []) + sns.list_topics()["Topics"]
+    finally:
+        running.close()
+
+    assert (message["Body"], left) == ("hello", [])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["redis:8"], indirect=True)
 def test_the_container_of_a_run_that_is_killed_is_removed(client: docker.DockerClient, image: str) -> None:
     program = f"""
@@ -96,7 +141,6 @@ threading.Event().wait(60)
 
 
 @pytest.mark.slow
-@containers
 @pytest.mark.parametrize("image", ["redis:8"], indirect=True)
 def test_a_sweep_removes_what_dead_runs_left_and_nothing_else(client: docker.DockerClient, image: str) -> None:
     dead = f"{socket.gethostname()}/{os.getpid()}/1"  # our number, but not our birth
@@ -114,15 +158,13 @@ def test_a_sweep_removes_what_dead_runs_left_and_nothing_else(client: docker.Doc
 
 
 @pytest.mark.slow
-@containers
 @pytest.mark.parametrize("image", ["redis:8"], indirect=True)
 def test_a_container_that_does_not_answer_is_an_error_with_its_log(image: str) -> None:
-    with pytest.raises(BrokerFailed, match=r"rabbitmq in mqkit-test/redis:8 did not answer within 1 s(?s:.)*Ready to"):
-        BrokerContainer(dataclasses.replace(KINDS["rabbitmq"], start_timeout=1.0), image)
+    with pytest.raises(BrokerFailed, match=r"rabbitmq in mqkit-test/redis:8 did not answer within 8 s(?s:.)*Ready to"):
+        BrokerContainer(dataclasses.replace(KINDS["rabbitmq"], start_timeout=8.0), image)
 
 
 @pytest.mark.slow
-@containers
 @pytest.mark.parametrize("image", ["redis:8"], indirect=True)
 def test_the_workers_of_a_run_share_one_container(
     pytester: pytest.Pytester, client: docker.DockerClient, image: str, monkeypatch: pytest.MonkeyPatch
@@ -149,7 +191,6 @@ def test_the_workers_of_a_run_share_one_container(
         one.ping()
 
 
-@containers
 def test_an_image_that_is_nowhere_is_absent_and_says_how_to_name_another(
     client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

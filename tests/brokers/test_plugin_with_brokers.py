@@ -166,7 +166,6 @@ def test_a_test_on_redis_has_a_prefix_of_its_own_and_leaves_no_key(
             assert client.keys("*") == []
 
 
-@pytest.mark.xdist_group("rabbit plugin")
 def test_a_test_on_rabbitmq_has_a_vhost_of_its_own_that_ends_with_it(
     pytester: pytest.Pytester, rabbit_at_hand: RabbitProcess
 ) -> None:
@@ -187,7 +186,6 @@ def test_a_test_on_rabbitmq_has_a_vhost_of_its_own_that_ends_with_it(
     assert rabbit_at_hand.ctl("list_vhosts", "--no-table-headers").split() == ["/"]
 
 
-@pytest.mark.xdist_group("rabbit plugin")
 def test_rabbitmq_without_its_management_api_is_an_error_that_says_so(
     pytester: pytest.Pytester, rabbit_at_hand: RabbitProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +301,6 @@ def test_a_failure_is_reported_with_the_log_of_the_broker(pytester: pytest.Pytes
     assert result.stdout.str().count("Ready to accept connections") == 1
 
 
-@pytest.mark.xdist_group("rabbit plugin")
 def test_a_proxy_breaks_a_connection_to_rabbitmq(pytester: pytest.Pytester, rabbit_at_hand: RabbitProcess) -> None:
     pytester.makepyfile("""
         import pika.exceptions, pytest

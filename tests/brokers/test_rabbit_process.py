@@ -17,7 +17,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from mqkit.testing.brokers import BrokerFailed, Certificates, RabbitProcess, RabbitUser
 from tests.brokers.processes import running, wait_until_gone
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rabbit process")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,12 @@ def test_a_program_that_is_named_is_the_one_that_runs_and_is_killed() -> None:
     assert (version.split(".")[0], kept) == ("8", b"1")
 
 
+def test_a_program_may_be_named_from_where_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(redis_8().parents[1])
+    with RedisProcess(program=Path("bin/redis-server")) as broker, client(broker.url) as native:
+        assert native.info("server")["redis_version"].startswith("8.")
+
+
 def test_a_program_that_is_named_and_not_there_is_absent(tmp_path: Path) -> None:
     with pytest.raises(BrokerAbsent, match=f"there is no program {tmp_path}/redis-server"):
         RedisProcess(program=tmp_path / "redis-server")

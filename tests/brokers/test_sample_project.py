@@ -118,7 +118,6 @@ def test_it_runs_on_four_backends_as_processes(project: Path, processes: list[st
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.xdist_group("containers")
 def test_it_runs_on_four_backends_in_containers(project: Path, client: docker.DockerClient) -> None:
     images = {
         "MQKIT_TEST_RABBITMQ_IMAGE": image_of(client, "rabbitmq:4"),

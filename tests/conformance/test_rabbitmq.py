@@ -10,7 +10,7 @@ from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
 from tests.rabbit_server import RabbitHarness, RabbitServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rabbitmq")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

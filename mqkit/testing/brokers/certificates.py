@@ -66,6 +66,10 @@ class Certificates:
 
 
 def _write(leaf: trustme.LeafCert, chain: Path, key: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
     chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-    leaf.private_key_pem.write_to_path(str(key))
+    private = serialization.load_pem_private_key(leaf.private_key_pem.bytes(), password=None)
+    pkcs8 = serialization.PrivateFormat.PKCS8  # the only one that Java reads
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()))
     key.chmod(0o600)

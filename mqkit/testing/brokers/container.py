@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from mqkit.testing.brokers.broker import Broker
 from mqkit.testing.brokers.errors import BrokerAbsent, BrokerFailed
 from mqkit.testing.brokers.kinds import Kind
+from mqkit.testing.brokers.process import free_ports
 from mqkit.testing.brokers.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class BrokerContainer:
 
         container = DockerContainer(image, docker_client_kw={"timeout": CALL})
         container.with_kwargs(labels={OWNER: owner()})
+        for name, value in self._kind.environment.items():
+            container.with_env(name, value)
         for path, content in self._kind.files.items():
             container.with_copy_into_container(content, path)
         for port in (self._kind.port, self._kind.management_port):
@@ -98,7 +101,26 @@ class BrokerContainer:
                 # A free port, on loopback only where that is reachable. docker-py takes (host,) and testcontainers
                 # hands it on, though its annotation knows no such form.
                 container.ports[f"{port}/tcp"] = (LOOPBACK,) if self._here else None  # type: ignore[assignment]
+        if any("{port}" in value for value in self._kind.environment.values()):
+            self._tell_address(container)
         return container
+
+    def _tell_address(self, container: DockerContainer) -> None:
+        """For a broker that has to know where clients will find it: that is chosen here, and not by the daemon."""
+        from testcontainers.core.config import ConnectionMode
+
+        client = container.get_docker_client()
+        if not self._here and client.get_connection_mode() is not ConnectionMode.docker_host:
+            raise BrokerAbsent(
+                f"no container: {self._kind.name} has to be told its address before it starts, and that of a container "
+                "beside the one we are in is known only afterwards; set TESTCONTAINERS_CONNECTION_MODE=docker_host"
+            )
+        host = LOOPBACK if self._here else client.host()
+        (port,) = free_ports(1)
+        bound = (LOOPBACK, port) if self._here else port
+        container.ports[f"{self._kind.port}/tcp"] = bound  # type: ignore[assignment]  # as above
+        for name, value in self._kind.environment.items():
+            container.with_env(name, value.format(host=host, port=port))
 
     def _start(self) -> None:
         from testcontainers.core.config import testcontainers_config

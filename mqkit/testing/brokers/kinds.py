@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from mqkit.testing.brokers.aws import AwsProcess, sqs_answers
 from mqkit.testing.brokers.broker import Broker
-from mqkit.testing.brokers.places import key_prefix, vhost
+from mqkit.testing.brokers.kafka import ONE_NODE, KafkaProcess, kafka_answers
+from mqkit.testing.brokers.places import key_prefix, queues_and_topics, topics_and_groups, vhost
 from mqkit.testing.brokers.process import BrokerProcess
 from mqkit.testing.brokers.rabbitmq import MANAGEMENT, RabbitProcess, management_answers, rabbitmq_answers
 from mqkit.testing.brokers.redis import RedisProcess, redis_answers
@@ -36,6 +38,8 @@ class Kind:
     image: str  # the official one
     url: str  # of a container, with {host} and {port}
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # that a container needs
+    # Variables of a container. Where one has {host} and {port} in it, its port is chosen before it starts.
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     management_port: int | None = None
     management_answers: _Answers | None = None
     start_timeout: float  # seconds for a container
@@ -63,6 +67,19 @@ _RABBITMQ_FILES = {
         b"disk_free_limit.absolute = 64MB\n"
         b"collect_statistics_interval = 1000\n"
     ),
+}
+
+# A client goes on to the address that the broker tells it, so that has to be the one outside of the container. What the
+# broker sends to itself, such as the markers at the end of a transaction, needs one inside. With one variable given, the
+# official image forgets its own defaults.
+# Source: https://github.com/apache/kafka, core/src/main/scala/kafka/docker/KafkaDockerWrapper.scala
+_KAFKA_SETTINGS = {
+    **ONE_NODE,
+    "controller.quorum.voters": "1@localhost:9093",
+    "inter.broker.listener.name": "INSIDE",
+    "listeners": "OUTSIDE://:9092,CONTROLLER://:9093,INSIDE://:9094",
+    "advertised.listeners": "OUTSIDE://{host}:{port},INSIDE://localhost:9094",
+    "listener.security.protocol.map": "OUTSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT,INSIDE:PLAINTEXT",
 }
 
 KINDS: Mapping[str, Kind] = {
@@ -94,6 +111,32 @@ KINDS: Mapping[str, Kind] = {
             image="redis:8",
             url="redis://{host}:{port}/0",
             start_timeout=30.0,
+        ),
+        Kind(
+            name="kafka",
+            port=9092,
+            tls_scheme="kafka+ssl",
+            tls_port=9093,
+            answers=kafka_answers,
+            place=topics_and_groups,
+            process=KafkaProcess,
+            image="apache/kafka:4.3.0",
+            url="kafka://{host}:{port}",
+            environment={f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in _KAFKA_SETTINGS.items()},
+            start_timeout=60.0,
+        ),
+        Kind(
+            name="sqs",
+            port=4566,
+            tls_scheme="sqs",
+            tls_port=443,
+            answers=sqs_answers,
+            place=queues_and_topics,
+            process=AwsProcess,
+            image="localstack/localstack:4.14.0",  # the last that asks for no account
+            url="sqs://test:test@{host}:{port}/?region=us-east-1&tls=false",
+            environment={"SERVICES": "sqs,sns", "EAGER_SERVICE_LOADING": "1", "DISABLE_EVENTS": "1"},
+            start_timeout=120.0,
         ),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from mqkit.testing.brokers.watchdog import Watchdog
 
 HOST = "127.0.0.1"
 POLL = 0.03  # seconds between two looks at whether it is ready
+TRIES = 200  # ports tried
 STOP = 20.0  # seconds an orderly stop may take; RabbitMQ's takes 6
 
 ClientCertificates = Literal["optional", "required"]
@@ -108,6 +110,10 @@ class BrokerProcess(abc.ABC):
     def freeze(self) -> None:
         """SIGSTOP: connections stay open, the system accepts new ones, and nothing is answered until `thaw`."""
         self._signal(signal.SIGSTOP)
+        # Its threads go on until the one that was chosen to take the signal has had its turn.
+        deadline = time.monotonic() + STOP
+        while any(state != "T" for state in _states(self.pid)) and time.monotonic() < deadline:
+            time.sleep(POLL)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -203,12 +209,34 @@ class BrokerProcess(abc.ABC):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses now; all are held until the last one is chosen, so they differ."""
+    """
+    Ports of 127.0.0.1 that nobody uses now; all are held until the last one is chosen, so they differ.
+
+    Where the system leaves some, none is of those that it gives to outgoing connections: one of them would sooner or later
+    sit on the port of a broker that is about to start, or to come back.
+    """
+    chance, ports = random.SystemRandom(), range(*_ports_for_servers())
+    chosen: list[int] = []
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+        for _ in range(TRIES):
+            if len(chosen) == count:
+                return chosen
+            one = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                one.bind((HOST, chance.choice(ports)))
+                chosen.append(one.getsockname()[1])
+    raise BrokerFailed(f"no {count} free ports of {HOST} among {ports[0]} to {ports[-1]} after {TRIES} tries")
+
+
+def _ports_for_servers() -> tuple[int, int]:
+    """The wider of the two ranges beside that of outgoing connections."""
+    try:
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        low, high = 49_152, 65_535  # as on other systems: IANA's dynamic ports, RFC 6335
+    below, above = (10_240, low), (high + 1, 65_536)
+    widest = max(below, above, key=lambda ports: ports[1] - ports[0])
+    return widest if widest[1] - widest[0] > 1000 else (10_240, 65_536)
 
 
 def listens(host: str, port: int) -> bool:
@@ -251,14 +279,21 @@ def _runs(group: int) -> bool:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
         return False
+    return bool(_states(group)) or not Path("/proc/self/stat").exists()
+
+
+def _states(group: int) -> list[str]:
+    """Of its processes that are alive, as proc(5) writes them; none where there is no /proc."""
+    states = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             # pid (name) state parent group ...; a name may hold anything
             state, _, its_group = status.read_text().rpartition(")")[2].split()[:3]
             if int(its_group) == group and state != "Z":
-                return True
-    return not Path("/proc/self/stat").exists()
+                states.append(state)
+    return states
 
 
 def _address_in_use(log: str) -> bool:
-    return "eaddrinuse" in log or "address already in use" in log.lower()
+    said = log.lower()
+    return "eaddrinuse" in said or "address already in use" in said or "port_already_used" in said

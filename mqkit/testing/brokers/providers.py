@@ -73,7 +73,9 @@ def from_environment(kind: Kind, environment: Mapping[str, str] = os.environ) ->
     if not url:
         raise BrokerAbsent(f"{kind.url_variable} is not set")
     parsed = Url.parse(url)  # shown in its place: without the password
-    tls = parsed.scheme == kind.tls_scheme
+    tls = (
+        parsed.scheme == kind.tls_scheme and parsed.query.get("tls") != "false"
+    )  # as a URL of SQS says that it is plain
     host, port = parsed.host or "localhost", parsed.port or (kind.tls_port if tls else kind.port)
     began = time.monotonic()
     # A service that is just starting is given a moment. Over TLS its certificate is the test's affair, not ours.

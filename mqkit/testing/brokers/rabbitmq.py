@@ -79,7 +79,7 @@ class RabbitProcess(BrokerProcess):
             raise BrokerAbsent(f"there is no program {program}")
         if found is None:
             raise BrokerAbsent("rabbitmq-server is not installed (Debian: apt-get install rabbitmq-server)")
-        self._program = Path(found)
+        self._program = Path(found).absolute()  # it starts in a folder of its own
         self._management = management
         self._users = {"guest": RabbitUser(password="guest", tags=["administrator"]), **(users or {})}
         self._tls = tls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ class RedisProcess(BrokerProcess):
             raise BrokerAbsent(f"there is no program {program}")
         if found is None:
             raise BrokerAbsent(f"{PROGRAM} is not installed (Debian: apt-get install redis-server)")
-        self._program = found
+        self._program = os.path.abspath(found)  # it starts in a folder of its own
         self._password = password
         self._users = dict(users or {})
         self._tls = tls

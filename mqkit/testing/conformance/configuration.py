@@ -367,7 +367,7 @@ class TestConfiguration:
         (tmp_path / f"{package}-1.0.dist-info").mkdir()
         (tmp_path / f"{package}-1.0.dist-info" / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n")
         (tmp_path / f"{package}-1.0.dist-info" / "entry_points.txt").write_text(
-            f"[mqkit.backends]\n{scheme} = {package}:Backend\n"
+            f"[mqkit.backends]\n{scheme} = {package}:Backend [driver]\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
         bus = harness.bus(f"{scheme}://host")
@@ -375,7 +375,7 @@ class TestConfiguration:
         for act in (bus.open, lambda: bus.publish(Queue("words", str), "no"), lambda: bus.declare(Queue("words", str))):
             with pytest.raises(ExtraMissing) as found:
                 act()
-            assert re.search(rf"'a_driver_nobody_has'.*pip install 'mqkit\[{scheme}\]'", str(found.value))
+            assert re.search(rf"'a_driver_nobody_has'.*pip install '{package}\[driver\]'", str(found.value))
             assert isinstance(found.value.__cause__, ModuleNotFoundError)
 
     @case("K.14", needs=("driver",))
@@ -386,7 +386,7 @@ class TestConfiguration:
 
         assert process.wait() == 0
         [said] = process.lines()
-        assert re.search(rf"^ExtraMissing .*{module}.*pip install 'mqkit\[{extra}\]'", said)
+        assert re.search(rf"^ExtraMissing .*{module}.*pip install '[\w.-]+\[{extra}\]'", said)
 
     @case("K.15")
     def test_a_secret_in_the_url_is_never_shown(self, harness: Harness, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from mqkit import (
     fixed,
     linear,
 )
-from mqkit.backends.base import Done, Outgoing, Settlement
+from mqkit.backends.base import Done, Outgoing, Release, Settlement
 from mqkit.codecs import RAW
 from mqkit.errors import NotFound, PublishFailed, Unavailable
 from mqkit.testing import Trace, run_until_idle
@@ -34,6 +34,7 @@ from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.faults import accept
 from mqkit.testing.conformance.harness import Harness
 from mqkit.testing.conformance.ordering import short_lease
+from mqkit.testing.conformance.programs_ef import receiver_of, take_one
 
 FOUR_KIB = 4096
 JSON_TYPE = "application/json"
@@ -240,7 +241,8 @@ class TestFailures:
         bus.publish_many(numbers, range(10))
         with bus.worker():
             # Given back, the last attempt begins again as long as its end cannot be noted; else it stays in hand.
-            harness.wait(lambda: len(tries) >= (4 if harness.capabilities.release else 2))
+            begins_again = harness.capabilities.release or harness.capabilities.atomic
+            harness.wait(lambda: len(tries) >= (4 if begins_again else 2))
             harness.wait(lambda: left(harness, numbers) == 1)
             meanwhile = letters.list()
             faults.publish = faults.settle = accept
@@ -249,7 +251,7 @@ class TestFailures:
 
         assert meanwhile == []
         assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-        assert tries[:4] == ([1, 2, 2, 2] if harness.capabilities.release else [1, 2])
+        assert tries[:4] == ([1, 2, 2, 2] if begins_again else [1, 2])
         assert (dead.message.body, dead.attempts, dead.error_type) == (b"3", 2, "ValueError")
 
     @case("F.09")
@@ -314,8 +316,6 @@ class TestFailures:
         drain(harness, bus)
         broken.clear()
         letters = bus.dead_letters(numbers)
-        died_in_order = [letter.id for letter in letters.list()]
-
         counts = [letters.replay([ids[3]]), letters.replay(where=lambda letter: letter.message.headers["n"] > "5")]
         drain(harness, bus)
         some, rest = list(healthy), len(healthy)
@@ -324,7 +324,25 @@ class TestFailures:
 
         assert counts == [1, 2, 5]
         assert sorted(some) == [(3, 1, "3"), (6, 1, "6"), (7, 1, "7")]
-        assert healthy[rest:] == [(n, 1, str(n)) for n in map(ids.index, died_in_order) if n in (0, 1, 2, 4, 5)]
+        assert sorted(healthy[rest:]) == [(n, 1, str(n)) for n in (0, 1, 2, 4, 5)]
+        assert letters.list() == []
+
+    @case("F.10")
+    def test_two_dead_letters_of_one_id_are_one_message_however_far_apart(self, harness: Harness) -> None:
+        numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
+        letters = bus.dead_letters(numbers)
+        with bus.subscription(numbers) as messages:
+            for number, id in ((0, "twice"), *((number, f"once {number}") for number in range(1, 121)), (0, "twice")):
+                bus.publish(numbers, number, id=id)
+                [delivery] = harness.take(messages, 1)
+                delivery.reject("for the test")
+            harness.wait(lambda: len(letters.list(limit=200)) == 122)
+
+        odd = letters.replay(where=lambda letter: int(letter.message.body) % 2 == 1)
+        rest = letters.replay()
+
+        assert (odd, rest) == (60, 61)
+        assert sorted(delivery.payload for delivery in take_all(bus, numbers)) == list(range(121))
         assert letters.list() == []
 
     @case("F.11")
@@ -528,7 +546,7 @@ class TestFailures:
 
         drain(harness, bus)
 
-        assert mailed == ["good first, attempt 2", "good second, attempt 2"]
+        assert sorted(mailed) == ["good first, attempt 2", "good second, attempt 2"]
         assert sorted(alarmed) == [f"{order}, attempt {attempt}" for order in ("bad", "good") for attempt in (1, 2)]
 
     @case("F.17")
@@ -586,7 +604,7 @@ class TestFailures:
             processes.append(harness.consumer("fail_and_wait", words.name, url=short_lease(harness)))
             processes[-1].wait_line("attempt")
             if attempt < 3:  # the failure is noted when the message waits for its retry
-                harness.wait(lambda: harness.depth(words).delayed)
+                harness.wait(lambda: (depth := harness.depth(words)).delayed and not depth.inflight)
             else:
                 harness.wait(letters.list)
             processes[-1].kill()
@@ -729,6 +747,14 @@ class TestFailures:
             "rejected": "2 of no use",
         }
 
+    @case("F.25")
+    def test_the_same_waits_are_asked_for_everywhere_and_none_is_shorter(self, harness: Harness) -> None:
+        ask_for_the_golden_waits(harness, ordered=False)
+
+    @case("F.25", needs=("order_by_key",))
+    def test_the_same_waits_are_asked_for_in_order_and_none_is_shorter(self, harness: Harness) -> None:
+        ask_for_the_golden_waits(harness, ordered=True)
+
     @pytest.mark.slow
     @case("F.26", needs=("survives_process", "processes", "lost"))
     def test_a_message_that_kills_its_process_dies_of_crashes_and_its_neighbours_live(self, harness: Harness) -> None:
@@ -747,6 +773,37 @@ class TestFailures:
         assert (dead.message.body, dead.reason.partition(":")[0]) == (b"13", "crashes")
         others = {str(number) for number in range(30)} - {"13"}
         harness.wait(lambda: {line for one in (*killed, survivor) for line in one.lines()} == others, within=20.0)
+
+    @pytest.mark.slow
+    @case("F.26", needs=("survives_process", "processes", "lost"))
+    def test_what_speaks_against_a_message_is_not_forgotten_when_it_is_given_back(self, harness: Harness) -> None:
+        name, url = harness.unique("numbers"), short_lease(harness)
+        harness.bus().publish_many(Queue(name, int), range(3))
+        holder = harness.consumer("hold_alone", name, "1", url=url)
+        holder.wait_line("alone")
+        holder.kill()
+
+        bus, solo = harness.bus(url), []
+        for _ in range(2):  # by two holders, twice each
+            with closing(receiver_of(bus, name)) as receiver:
+                for _ in range(2):
+                    suspect = take_one(receiver, b"1", within=20.0 * harness.scale)
+                    solo.append(suspect.solo)
+                    receiver.settle([Release(suspect)])
+                receiver.flush(5.0)
+        assert solo == [1, 1, 1, 1]
+
+    @case("F.26")
+    def test_running_alone_speaks_against_nobody_who_is_given_back_alive(self, harness: Harness) -> None:
+        name, bus = harness.unique("numbers"), harness.bus()
+        bus.publish(Queue(name, int), 1)
+
+        with closing(receiver_of(bus, name)) as receiver:
+            delivery = take_one(receiver, b"1", within=20.0 * harness.scale)
+            receiver.flush(5.0)
+            receiver.isolate(delivery)
+        with closing(receiver_of(bus, name)) as receiver:
+            assert take_one(receiver, b"1", within=20.0 * harness.scale).solo == 0
 
     @pytest.mark.slow
     @case("F.27", needs=("survives_process", "processes"))
@@ -777,6 +834,69 @@ GOLDEN = {
     "rejected": ["1 retry ValueError", "2 dead NoneType"],
     "settled": ["1 done NoneType"],
 }
+
+FAILURES = {"fine": 0, "flaky": 1, "stubborn": 3}
+# Of each message: attempt, hand-out, outcome, and each wait that the backend was asked for after it.
+GOLDEN_WAITS: dict[str, list[tuple[int, int, str, list[float]]]] = {
+    "fine": [(1, 1, "done", [])],
+    "flaky": [(1, 1, "retry", [0.0625]), (2, 2, "done", [])],
+    "stubborn": [(1, 1, "retry", [0.0625]), (2, 2, "retry", [0.125]), (3, 3, "retry", [0.125]), (4, 4, "done", [])],
+    "broken": [(1, 1, "retry", [0.0625]), (2, 2, "retry", [0.125]), (3, 3, "retry", [0.125]), (4, 4, "dead", [])],
+}
+
+
+def waits_asked(
+    asked: dict[tuple[str, int], list[float]],
+) -> tuple[Callable[[Settlement], None], Callable[[Outgoing], None]]:
+    """
+    For `Faults.settle` and `Faults.publish`, which let everything pass: they note how long a failed attempt is to be
+    waited after, by message and attempt, whether it stays in its place or a copy takes that.
+    """
+
+    def publish(message: Outgoing) -> None:
+        if message.envelope.attempt > 1 and not message.address.dead:
+            asked.setdefault((message.id, message.envelope.attempt - 1), []).append(message.delay)
+
+    def settle(settlement: Settlement) -> None:
+        if isinstance(settlement, Release):
+            if settlement.attempt is not None:
+                asked.setdefault((settlement.delivery.id, settlement.attempt - 1), []).append(settlement.after)
+            return
+        for copy in settlement.copies:
+            publish(copy)
+
+    return settle, publish
+
+
+def ask_for_the_golden_waits(harness: Harness, *, ordered: bool) -> None:
+    words: Queue[str] = Queue(harness.unique("words"), str, key=(lambda word: word) if ordered else None)
+    bus, faults = harness.faulty_bus()
+    asked: dict[tuple[str, int], list[float]] = {}
+    faults.settle, faults.publish = waits_asked(asked)
+    begun: dict[str, list[float]] = {word: [] for word in GOLDEN_WAITS}
+    failed: dict[str, list[float]] = {word: [] for word in GOLDEN_WAITS}
+
+    @bus.on(words, retry=Retry(attempts=4, backoff=linear(step=0.0625, cap=0.125, jitter=False)))
+    def handle(word: str, delivery: Delivery[str]) -> None:
+        begun[word].append(time.monotonic())
+        failed[word].append(time.monotonic())
+        if word == "broken" or delivery.attempt <= FAILURES[word]:
+            raise ConnectionError(word)
+
+    ids = {bus.publish(words, word): word for word in GOLDEN_WAITS}
+
+    trace = drain(harness, bus)
+
+    found: dict[str, list[tuple[int, int, str, list[float]]]] = {word: [] for word in GOLDEN_WAITS}
+    for one in trace:
+        of = found[ids[one.message_id]]
+        of.append((one.attempt, len(of) + 1, one.outcome, asked.get((one.message_id, one.attempt), [])))
+    assert found == GOLDEN_WAITS
+    assert {word: len(times) for word, times in begun.items()} == {word: len(of) for word, of in found.items()}
+    for word, of in found.items():
+        waits = [later - earlier for earlier, later in zip(failed[word], begun[word][1:], strict=False)]
+        least = [wait for _, _, _, [wait] in of[:-1]]
+        assert all(wait >= bound - 0.002 for wait, bound in zip(waits, least, strict=True)), (word, waits)
 
 
 def act(word: str, attempt: int) -> None:

@@ -25,6 +25,7 @@ from mqkit.destinations import Destination
 from mqkit.errors import MqkitError
 from mqkit.message import Delivery, Message
 from mqkit.subscription import Subscription
+from mqkit.testing.chaos import FaultProxy
 from mqkit.testing.conformance.faults import Faults
 
 T = TypeVar("T")
@@ -178,6 +179,26 @@ class Harness:
                 bus.close(timeout=5.0)
         self._backend.close()
 
+    @property
+    def fetched_ahead(self) -> int:
+        """Messages that a consumer has already and that count as waiting, so that a purge does not reach them; at most."""
+        return 0
+
+    @property
+    def forgets_attempts(self) -> bool:
+        """Whether the attempts of an ordered message begin again when its holder leaves, as is documented of some systems."""
+        return False
+
+    @property
+    def foreign_body(self) -> bytes:
+        """What a foreign client sends; something else where messages are text."""
+        return bytes(range(256))
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait where they are many; fewer on a system for which that takes too long."""
+        return 100_000
+
     # -- hooks -----------------------------------------------------------------------------------------------------
 
     def offers(self, name: str) -> bool:
@@ -232,6 +253,10 @@ class Harness:
         """Host and port of the connections that the URL leads to, for cases that put a `FaultProxy` between."""
         raise NotImplementedError("this harness knows no connection that could be broken")
 
+    def proxy(self) -> FaultProxy:
+        """A proxy in front of `endpoint`, where the URL then leads `through`."""
+        return FaultProxy(*self.endpoint())
+
     def kill_connections(self) -> int:
         """Have the system end the connections of this harness's buses; how many it ended."""
         raise NotImplementedError("this harness cannot have its system end connections")
@@ -245,7 +270,7 @@ class Harness:
         raise NotImplementedError("this harness has no server with a bad certificate")
 
     def driver(self) -> tuple[str, str]:
-        """The module that the backend imports to reach its system, and the extra that brings it."""
+        """The module that the backend imports to reach its system, and the extra of its own package that brings it."""
         raise NotImplementedError("this harness needs nothing that an extra brings")
 
 
@@ -266,6 +291,10 @@ class Process:
     def lines(self) -> list[str]:
         """Its output so far."""
         return list(self._lines)
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def wait_line(self, wanted: str | int, within: float = 20.0) -> list[str]:
         """Until it has printed a line with this text, or so many lines."""

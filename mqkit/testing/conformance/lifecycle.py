@@ -234,7 +234,7 @@ class TestLifecycle:
 
         assert Counter(seen) == Counter(range(90))
 
-    @case("A.11")
+    @case("A.11", needs=("shares",))
     def test_a_full_consumer_pauses_without_losing_what_it_holds_and_goes_on_when_it_has_room(
         self, harness: Harness
     ) -> None:

@@ -15,16 +15,22 @@ import time
 from dataclasses import dataclass
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit._topology import source_declaration
+from mqkit.backends.base import Received, Receiver, Release
 from mqkit.errors import MqkitError
 
 __all__ = [
     "Step",
+    "begin_and_wait",
     "consume_keyed",
+    "consume_keyed_poison",
     "consume_poison",
     "declare_everything",
     "fail_and_wait",
+    "hold_alone",
     "hold_the_interpreter",
     "open_without",
+    "numbered",
     "partitioned",
     "publish_delayed",
     "publish_partitioned",
@@ -51,6 +57,11 @@ def steps(name: str) -> Queue[Step]:
 
 def partitioned(name: str, partitions: int) -> Queue[Step]:
     return Queue(name, Step, key=lambda step: step.key, partitions=partitions)
+
+
+def numbered(name: str) -> Queue[int]:
+    """Numbers of three keys."""
+    return Queue(name, int, key=lambda number: str(number % 3))
 
 
 def publish_partitioned(url: str, name: str, partitions: str, keys: str) -> None:
@@ -87,6 +98,18 @@ def consume_keyed(url: str, name: str) -> None:
     bus.run()
 
 
+def begin_and_wait(url: str, name: str) -> None:
+    """Begin one message of each key, with the later ones in hand, and end none; lines are `key number`."""
+    bus = Bus(url)
+
+    @bus.on(steps(name), concurrency=8, retry=Retry(crashes=100))
+    def handle(step: Step) -> None:
+        _say(step.key, step.number)
+        threading.Event().wait()
+
+    bus.run()
+
+
 def consume_poison(url: str, name: str, poison: str) -> None:
     """Die of one message, as a fault in native code would; lines are the numbers handled."""
     bus = Bus(url)
@@ -98,6 +121,49 @@ def consume_poison(url: str, name: str, poison: str) -> None:
         _say(number)
 
     bus.run()
+
+
+def consume_keyed_poison(url: str, name: str, poison: str) -> None:
+    """As `consume_poison`, in order of the key."""
+    bus = Bus(url)
+
+    @bus.on(numbered(name), concurrency=4, retry=Retry(crashes=2))
+    def handle(number: int) -> None:
+        if number == int(poison):
+            os.kill(os.getpid(), signal.SIGKILL)
+        _say(number)
+
+    bus.run()
+
+
+def hold_alone(url: str, name: str, body: str) -> None:
+    """Take one message, whatever is before it, note that it runs alone, say so, and stay."""
+    receiver = receiver_of(Bus(url), name)
+    delivery = take_one(receiver, body.encode(), within=20.0)
+    receiver.flush(5.0)
+    receiver.isolate(delivery)
+    _say("alone")
+    while True:
+        receiver.receive(0, 10.0)
+
+
+def receiver_of(bus: Bus, name: str) -> Receiver:
+    """At the seam below the core: who tests what a backend keeps must not have the core conclude from it."""
+    backend = bus.link.backend
+    return backend.receiver(source_declaration(Queue(name, int), None, backend.capabilities.name), 10)
+
+
+def take_one(receiver: Receiver, body: bytes, within: float) -> Received:
+    """The message with this body; what else comes is given back. `TimeoutError`: it does not come."""
+    deadline = time.monotonic() + within
+    found: list[Received] = []
+    while not found:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{body!r} has not come within {within:g} s")
+        deliveries = receiver.receive(10, 0.1).deliveries
+        found += [delivery for delivery in deliveries if delivery.body == body]
+        receiver.settle([Release(delivery) for delivery in deliveries if delivery.body != body])
+    return found[0]
 
 
 def publish_delayed(url: str, name: str, delay: str) -> None:
