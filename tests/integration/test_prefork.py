@@ -13,13 +13,14 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mqkit import Bus
-from mqkit.testing.brokers import RabbitProcess, RedisProcess
+from mqkit.testing.brokers import AwsProcess, BrokerProcess, KafkaProcess, RabbitProcess, RedisProcess
+from tests.aws_emulators import program_of
 from tests.brokers.processes import wait_until
 from tests.integration.prefork_program import EACH, visits
 
@@ -28,10 +29,17 @@ WORKERS = 4
 VISITS = 80
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+BROKERS: dict[str, Callable[[], BrokerProcess]] = {
+    "redis": lambda: RedisProcess(appendonly=True),
+    "rabbitmq": lambda: RabbitProcess(management=False),
+    "kafka": KafkaProcess,
+    "sqs": lambda: AwsProcess(program=program_of("ministack")),
+}
+
+
+@pytest.fixture(params=BROKERS)
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    broker = RedisProcess(appendonly=True) if request.param == "redis" else RabbitProcess(management=False)
-    with broker:
+    with BROKERS[request.param]() as broker:
         yield broker.url
 
 

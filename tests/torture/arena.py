@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from mqkit.testing.brokers import BrokerProcess, RabbitProcess, RedisProcess
+from mqkit.testing.brokers import AwsProcess, BrokerProcess, KafkaProcess, RabbitProcess, RedisProcess
 from mqkit.testing.chaos import FaultProxy
+from tests.aws_emulators import program_of
 from tests.torture.crowd import Crowd
 
 Fault = Callable[[Crowd, random.Random], None]
@@ -25,6 +26,8 @@ class Arena:
         quiet_url: Past the proxy, to look on.
         frozen: Seconds a consumer is frozen, long enough for others to take over what it holds.
         faults: Of the system, by name.
+        pace: Seconds between two messages of a publisher, of whom there are two.
+        slowness: Factor on the time that consumers have to handle what is left.
     """
 
     backend: str
@@ -32,6 +35,8 @@ class Arena:
     quiet_url: str
     frozen: float
     faults: Mapping[str, Fault] = field(default_factory=dict)
+    pace: float = 0.002
+    slowness: float = 1.0
 
     def all_faults(self) -> dict[str, Fault]:
         return {
@@ -78,6 +83,43 @@ def rabbitmq_arena() -> Iterator[Arena]:
         yield Arena(
             "rabbitmq", proxy.through(rabbit.url) + options, rabbit.url + options, 8.0, of_server(rabbit, proxy)
         )
+
+
+@contextmanager
+def kafka_arena() -> Iterator[Arena]:
+    """
+    The proxy is in the way of each connection, also of those that a client makes to where it is told to go.
+
+    What a killed consumer leaves open hides what lies behind it for 11 s, instead of 20.
+    """
+    config = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000"}
+    with (
+        KafkaProcess(proxied=True, config=config) as kafka,
+        FaultProxy("127.0.0.1", kafka.proxied_port, at=kafka.proxy_port) as proxy,
+    ):
+        options = "?lease=2.0"
+        url = f"kafka://127.0.0.1:{kafka.proxy_port}{options}"
+
+        def freeze(crowd: Crowd, chance: random.Random) -> None:
+            """The driver has sent nearly everything at once, except to a server that does not answer."""
+            kafka.freeze()
+            crowd.look_on(2.5)
+            crowd.kill_publisher(chance)
+            crowd.look_on(2.5)
+            kafka.thaw()
+
+        faults = of_server(kafka, proxy) | {"freeze the server": freeze}
+        yield Arena("kafka", url, kafka.url + options, 3.0, faults, pace=0.02, slowness=4.0)
+
+
+@contextmanager
+def sqs_arena() -> Iterator[Arena]:
+    """The server is frozen and never killed: an emulator forgets what it has."""
+    with AwsProcess(program=program_of("ministack")) as aws, FaultProxy("127.0.0.1", aws.port) as proxy:
+        options = "&lease=5&wait=1"
+        faults = of_server(aws, proxy)
+        del faults["kill the server"]
+        yield Arena("sqs", proxy.through(aws.url) + options, aws.url + options, 8.0, faults, pace=0.02, slowness=4.0)
 
 
 def of_server(server: BrokerProcess, proxy: FaultProxy) -> dict[str, Fault]:

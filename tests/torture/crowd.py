@@ -21,13 +21,14 @@ Processes = list[subprocess.Popen[bytes]]
 class Crowd:
     """
     Args:
+        pace: Seconds between two messages of a publisher.
         mutant: What spoils these processes, see `mutants`; "" for nothing.
     """
 
-    def __init__(self, url: str, journal: Path, *, publishers: int, consumers: int, mutant: str) -> None:
+    def __init__(self, url: str, journal: Path, *, publishers: int, consumers: int, pace: float, mutant: str) -> None:
         self._url = url
         self._journal = journal
-        self._environment = {**os.environ, "MQKIT_MUTANT": mutant}
+        self._environment = {**os.environ, "MQKIT_MUTANT": mutant, "MQKIT_PACE": str(pace)}
         self._log = journal.with_suffix(".log").open("ab")
         self.watch = Watch(journal)
         self._publishers = [self._spawn("publish") for _ in range(publishers)]

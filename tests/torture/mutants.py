@@ -17,7 +17,9 @@ from mqkit._publish import PublishPump
 from mqkit.backends.base import Done
 from mqkit.errors import PublishUnknown
 
-EMBEDDED, NETWORK = "sqlite", "redis rabbitmq"
+EMBEDDED, NETWORK = "sqlite", "redis rabbitmq kafka sqs"
+UNSURE = "redis rabbitmq sqs"  # Kafka's driver sends again what was not answered, without doubling it, for 40 s
+KAFKA, SQS = "kafka", "sqs"
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def confirms_what_is_only_on_its_way() -> None:
     instead(PublishPump, "_answer", answer)
 
 
-@mutant(NETWORK)
+@mutant(UNSURE)
 def takes_unknown_for_stored() -> None:
     def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
         original(self, [(ticket, None if isinstance(error, PublishUnknown) else error) for ticket, error in outcomes])
@@ -154,7 +156,7 @@ def takes_unknown_for_stored() -> None:
     instead(PublishPump, "_answer", answer)
 
 
-@mutant(NETWORK)
+@mutant(UNSURE)
 def sends_unknown_messages_again_in_silence() -> None:
     def answer(original: Any, self: PublishPump, outcomes: Any) -> None:
         known = []
@@ -187,3 +189,108 @@ def publishes_one_message_in_twenty_twice() -> None:
             publisher.submit(extra)
 
     instead(PublishPump, "_submit", submit)
+
+
+# -- Kafka, whose driver is imported only where it is spoilt -----------------------------------------------------------
+
+
+@mutant(KAFKA)
+def commits_one_record_too_far() -> None:
+    from mqkit.backends.kafka.ledger import Ledger
+
+    Ledger.base = property(lambda self: self._base + 1)  # type: ignore[assignment, method-assign]
+
+
+@mutant(KAFKA)
+def leaves_out_what_is_done_above_the_commit() -> None:
+    from mqkit.backends.kafka.ledger import Ledger
+
+    def runs(original: Any, self: Ledger, given_back: bool) -> Any:
+        return (run for run in original(self, given_back) if run.held)
+
+    instead(Ledger, "_runs", runs)
+
+
+@mutant(KAFKA)
+def counts_no_deaths() -> None:
+    from mqkit.backends.kafka.ledger import Ledger
+
+    def take(original: Any, self: Ledger, offset: int) -> Any:
+        held = original(self, offset)
+        return held if held is None else held._replace(lost=0)
+
+    instead(Ledger, "take", take)
+
+
+@mutant(KAFKA)
+def leaves_the_last_copy_out_of_a_transaction() -> None:
+    from mqkit.backends.kafka.producer import Transactions
+
+    def carry_out(original: Any, self: Transactions, records: Any, offsets: Any, group: Any) -> None:
+        original(self, records[:-1], offsets, group)
+
+    instead(Transactions, "carry_out", carry_out)
+
+
+@mutant(KAFKA)
+def confirms_what_the_driver_has_not_sent() -> None:
+    from mqkit.backends.kafka.publisher import KafkaPublisher
+
+    def submit(original: Any, self: KafkaPublisher, batch: Any) -> None:
+        original(self, batch)
+        lines, self._lines = self._lines, {}
+        self._outcomes += [(message.token, None) for line in lines.values() for _, message in line]
+
+    instead(KafkaPublisher, "submit", submit)
+
+
+# -- SQS, whose driver is imported only where it is spoilt -------------------------------------------------------------
+
+
+@mutant(SQS)
+def removes_what_it_receives() -> None:
+    from mqkit.backends.sqs.desk import Desk
+
+    def poll(original: Any, self: Desk, most: int, wait: int) -> Any:
+        arrivals = original(self, most, wait)
+        if arrivals:
+            self.delete([arrival.raw["ReceiptHandle"] for arrival in arrivals])
+        return arrivals
+
+    instead(Desk, "poll", poll)
+
+
+@mutant(SQS)
+def removes_what_it_gives_back() -> None:
+    from mqkit.backends.sqs.desk import Desk
+
+    def hide(original: Any, self: Desk, held: Any, seconds: int) -> Any:
+        return original(self, held, seconds) if seconds else self.delete([each.receipt for each in held])
+
+    instead(Desk, "hide", hide)
+
+
+@mutant(SQS)
+def lets_the_driver_repeat_what_was_not_answered() -> None:
+    from mqkit.backends.sqs.sender import Sender
+    from mqkit.errors import Lost
+
+    def send(original: Any, self: Sender, letters: Any) -> Any:
+        for _ in range(3):
+            try:
+                return original(self, letters)
+            except Lost:
+                continue
+        return original(self, letters)
+
+    instead(Sender, "send", send)
+
+
+@mutant(SQS)
+def leaves_the_last_of_ten_behind() -> None:
+    from mqkit.backends.sqs.sender import Sender
+
+    def send(original: Any, self: Sender, letters: Any) -> Any:
+        return [*original(self, letters[:9]), *[None for _ in letters[9:]]]
+
+    instead(Sender, "send", send)

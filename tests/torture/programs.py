@@ -24,8 +24,10 @@ numbers = Queue("tortured", str)
 receipts = Queue("receipts", str)  # one is staged by each handler that succeeds
 
 AHEAD = 50  # messages a publisher has under way at once
-PACE = 0.002  # seconds between two of them: thousands are enough
+PACE = float(os.environ.get("MQKIT_PACE", "0.002"))  # seconds between two of them: thousands are enough
 WORK = 0.006  # seconds a handler takes, half before its work counts as done and half after, so that kills meet both
+SLOW = 0.01  # share of handlings that take long, so that kills meet some whose neighbours are done
+LONG = 0.3  # seconds: those
 FLAKY = 0.05  # share of attempts that fail
 AGAIN = 0.2  # seconds before a message is sent again
 
@@ -101,7 +103,7 @@ def consume(url: str, journal: Journal) -> None:
 
     @bus.on(numbers, concurrency=4, retry=Retry(attempts=None, backoff=fixed(0.05), crashes=1000))
     def handle(id: str, delivery: Delivery[str]) -> None:
-        time.sleep(WORK / 2)
+        time.sleep(LONG if chance.random() < SLOW else WORK / 2)
         if chance.random() < FLAKY:
             raise ConnectionError("the dependency is flaky")
         delivery.publish(receipts, id)

@@ -25,7 +25,7 @@ def torture(
     Args:
         seconds: How long faults strike, at least.
         rounds: How often each fault strikes, at least.
-        drain: Seconds the consumers have afterwards, undisturbed, to handle what is left.
+        drain: Seconds the consumers have afterwards, undisturbed, to handle what is left, at most.
     """
     journal, chance = folder / "journal", random.Random(seed)
     faults = arena.all_faults()
@@ -33,25 +33,27 @@ def torture(
     bus.declare(numbers, receipts)
     fill(bus, Journal(str(journal)))
     until, left = time.monotonic() + seconds, rounds * len(faults)
-    crowd = Crowd(arena.url, journal, publishers=PUBLISHERS, consumers=CONSUMERS, mutant=mutant)
+    crowd = Crowd(arena.url, journal, publishers=PUBLISHERS, consumers=CONSUMERS, pace=arena.pace, mutant=mutant)
     try:
         for name in in_turn(list(faults), chance):
             if left <= 0 and time.monotonic() > until:
                 break
             left -= 1
-            crowd.watch.wait_for_work(BETWEEN, within=15.0)  # by work done, not by time: a slow machine proves as much
+            crowd.watch.wait_for_work(
+                BETWEEN, within=15.0 * arena.slowness
+            )  # by work done, not by time: a slow machine proves as much
             faults[name](crowd, chance)
             crowd.replace_dead()
         crowd.stop_publishers()
-        deadline = time.monotonic() + drain
-        while _left(bus) and time.monotonic() < deadline:
+        deadline = time.monotonic() + drain * arena.slowness
+        while not _over(bus, journal) and time.monotonic() < deadline:
             crowd.replace_dead()
             crowd.look_on(0.05)
     finally:
         crowd.close()
-    dead = [letter.id for queue in (numbers, receipts) for letter in bus.dead_letters(queue).list(limit=10_000)]
+    verdict = _verdict(bus, journal)
     bus.close()
-    return History.of(journal.read_text().splitlines()).verdict(dead)
+    return verdict
 
 
 def in_turn(names: list[str], chance: random.Random) -> Iterator[str]:
@@ -68,6 +70,21 @@ def fill(bus: Bus, journal: Journal) -> None:
     bus.flush()
     for number in range(BACKLOG):
         journal.write("ok", f"waiting-{number}")
+
+
+def _over(bus: Bus, journal: Path) -> bool:
+    """
+    Everything has arrived, and nothing is there to arrive once more.
+
+    Depths alone do not say so: what moves while they are counted can be overlooked.
+    """
+    verdict = _verdict(bus, journal)
+    return not verdict.lost and not verdict.unpaid and not _left(bus)
+
+
+def _verdict(bus: Bus, journal: Path) -> Verdict:
+    dead = [letter.id for queue in (numbers, receipts) for letter in bus.dead_letters(queue).list(limit=10_000)]
+    return History.of(journal.read_text().splitlines()).verdict(dead)
 
 
 def _left(bus: Bus) -> int:
