@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from benchmarks import (
     footprint,
+    kafka,
+    kafka_raw,
     memory,
     peers,
+    peers_kafka,
     peers_rabbitmq,
     peers_redis,
+    peers_sqs,
     rabbitmq,
     rabbitmq_raw,
     redis,
     redis_raw,
     sqlite,
     sqlite_raw,
+    sqs,
+    sqs_raw,
 )
 from benchmarks.contest import Contest, Goal
 from benchmarks.footprint import MEGABYTES, MILLISECONDS
 from benchmarks.sample import CPU, MEDIAN, RATE
+from benchmarks.sqs_raw import CALLS
 
 CONTESTS = (
     Contest(
@@ -140,6 +147,67 @@ CONTESTS = (
             Goal("mqkit", RATE, least=12.0, against="faststream"),
         ),
         "As before. redis-py only acknowledges; mqkit also deletes what is settled, behind a fence, and holds a lease.",
+    ),
+    Contest(
+        "kafka-publish",
+        {
+            "kafka-python, defaults": kafka_raw.publish,
+            "kafka-python, tuned": kafka_raw.publish_tuned,
+            "mqkit publish_soon": kafka.publish,
+            "aiokafka": peers_kafka.aiokafka_publish,
+            "faststream": peers_kafka.faststream_publish,
+            "confluent-kafka": peers_kafka.confluent_publish,
+        },
+        (
+            Goal("mqkit publish_soon", RATE, least=2.5, against="kafka-python, defaults"),
+            Goal("mqkit publish_soon", RATE, least=0.85, against="kafka-python, tuned"),
+        ),
+        "Documents of 1 KiB over four partitions of a cluster of one node, idempotent, confirmed by all replicas. Tuned are "
+        "batches of 256 KiB and a linger of 5 ms. faststream stands on confluent-kafka, a C library, and waits for 100 at once.",
+    ),
+    Contest(
+        "kafka-consume",
+        {
+            "kafka-python, commit per poll": kafka_raw.consume,
+            "kafka-python, commit not waited for": kafka_raw.consume_unwaited,
+            "mqkit": kafka.consume,
+            "aiokafka": peers_kafka.aiokafka_consume,
+            "faststream": peers_kafka.faststream_consume,
+            "confluent-kafka": peers_kafka.confluent_consume,
+        },
+        (Goal("mqkit", RATE, least=0.85, against="kafka-python, commit per poll"),),
+        "As before, from the first message on. All but faststream commit up to 500 at once; it commits each message by "
+        "itself, as mqkit settles it.",
+    ),
+    Contest(
+        "sqs-publish",
+        {
+            "boto3, one by one": sqs_raw.send,
+            "boto3, by ten": sqs_raw.send_by_ten,
+            "mqkit publish_soon": sqs.publish,
+            "kombu": peers_sqs.kombu_publish,
+        },
+        (
+            Goal("mqkit publish_soon", CPU, most=0.125, against="boto3, one by one"),
+            Goal("mqkit publish_soon", CPU, most=1.11, against="boto3, by ten"),
+            Goal("mqkit publish_soon", CALLS, most=0.11),
+        ),
+        "Documents of 1 KiB to a standard queue of MiniStack, whose one core the rates belong to: compare CPU and calls.",
+    ),
+    Contest(
+        "sqs-consume",
+        {
+            "boto3, one by one": sqs_raw.consume,
+            "boto3, by ten": sqs_raw.consume_by_ten,
+            "mqkit": sqs.consume,
+            "kombu": peers_sqs.kombu_consume,
+        },
+        (
+            Goal("mqkit", CPU, most=0.125, against="boto3, one by one"),
+            Goal("mqkit", CPU, most=1.11, against="boto3, by ten"),
+            Goal("mqkit", CALLS, most=0.3),
+        ),
+        "As before; calls are receives, also those that bring nothing, and deletes. mqkit's include its start and its end.",
     ),
     Contest(
         "latency",
