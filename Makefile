@@ -11,12 +11,16 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-# The one place that says how tests run: two processes, tests of one xdist_group in one of them.
-PYTEST := $(PY) -m pytest -n 2 --dist loadgroup
+# The one place that says how tests run: three processes, for many tests wait for a server more than they work; a file stays in
+# one of them, for its tests share servers; the many short files of tests/unit come last and fill what is left.
+PYTEST := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
+# The conformance suite once more, on another version of servers that `make test` runs it on.
+VERSIONS := $(patsubst %,tests/conformance/test_%.py,kafka_3 localstack rabbitmq_4 redis_8)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq torture brokers test-fast check format bench docs site clean
+.PHONY: help demo test test-versions torture brokers test-fast check format bench docs site clean
 
 help:  ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,14 +28,11 @@ help:  ## list these targets
 demo: $(VENV)/.light  ## a small shop over messages; URL=... chooses the broker
 	$(PY) -m examples.orders.demo $(if $(URL),--url "$(URL)")
 
-# Some cases on a real RabbitMQ still depend on how busy the machine is, so they are a run of their own for now.
-RABBITMQ := tests/conformance/test_rabbitmq.py tests/conformance/test_rabbitmq_4.py tests/integration/rabbitmq
+test: $(VENV)/.dev brokers  ## every test, on one version of each broker; ARGS="-k name" is handed to pytest
+	$(PYTEST) $(VERSIONS:%=--ignore=%) $(ARGS)
 
-test: $(VENV)/.dev brokers  ## every test but those of test-rabbitmq; ARGS="-k name" is handed to pytest
-	$(PYTEST) $(RABBITMQ:%=--ignore=%) $(ARGS)
-
-test-rabbitmq: $(VENV)/.dev brokers  ## the suite on RabbitMQ 3.10 and 4.0, its faults and crashes
-	$(PYTEST) $(RABBITMQ) $(ARGS)
+test-versions: $(VENV)/.dev brokers  ## the conformance suite on RabbitMQ 4, Redis 8, Kafka 3.9 and LocalStack
+	$(PYTEST) $(VERSIONS) $(ARGS)
 
 brokers:  ## what tests need beside Python: on Debian as root it is installed, elsewhere named
 	@tools/prepare-brokers
