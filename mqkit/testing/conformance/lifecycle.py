@@ -322,7 +322,7 @@ class TestLifecycle:
 
         harness.wait(lambda: not set(ours()) - others)
         gc.collect()
-        assert open_files() <= files
+        harness.wait(lambda: open_files() <= files)  # others of this process come and go; a leak of each round stays
 
     @case("A.15")
     def test_an_application_that_only_sends_consumes_nothing_and_makes_no_group(self, harness: Harness) -> None:
