@@ -15,10 +15,13 @@ from tests.integration import programs
 class Consumer:
     """A process; `lines` is shared by several, in the order in which they were written."""
 
+    module = programs.__name__
+    farewell = 30.0  # seconds it may take to end
+
     def __init__(self, lines: list[str], program: str, *arguments: str) -> None:
         self._lines = lines
         self.process = subprocess.Popen(
-            [sys.executable, "-m", programs.__name__, program, *arguments], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", self.module, program, *arguments], stdout=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -32,7 +35,7 @@ class Consumer:
         self.end()
 
     def end(self) -> int:
-        code = self.process.wait(30.0)
+        code = self.process.wait(self.farewell)
         self._reader.join(10.0)
         assert self.process.stdout is not None
         self.process.stdout.close()

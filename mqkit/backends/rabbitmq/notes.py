@@ -93,7 +93,7 @@ class Notes:
                 raise Unavailable(f"{self._connection.server} did not take a note about a message of {self._address}")
 
     def released(self, received: Received, note: Note | None) -> None:
-        """It stays in its place: a new note, if any, takes the place of the one that it ran alone; so does its survival."""
+        """It stays in its place. A verdict or having survived alone ends what was noted; a new note, if any, takes its place."""
         if received.id in self._alone and (note is not None or not received.solo):
             self.over(received.id)
             self.tidy(now=True)

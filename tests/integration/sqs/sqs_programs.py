@@ -10,26 +10,11 @@ import time
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic
 from mqkit.patterns.retry import fixed
+from tests.integration.programs import consume, numbers, say
 
-numbers = Queue("numbers", int)
+__all__ = ["consume", "consume_keyed", "consume_poison", "declare", "numbers", "steps"]
+
 steps = Queue("steps", list[int], key=lambda step: str(step[0]))
-
-
-def say(*words: object) -> None:
-    """One line in one write, so that a kill never leaves half of it."""
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
-
-
-def consume(url: str) -> None:
-    """Lines are the numbers handled."""
-    bus = Bus(url)
-
-    @bus.on(numbers, concurrency=4)
-    def handle(number: int) -> None:
-        time.sleep(0.005)
-        say(number)
-
-    bus.run()
 
 
 def consume_keyed(url: str, seed: str) -> None:

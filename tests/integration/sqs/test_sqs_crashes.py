@@ -3,60 +3,22 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 
 import pytest
 
+from tests.integration import processes
+from tests.integration.processes import until
+from tests.integration.sqs import sqs_programs
 from tests.integration.sqs.sqs_programs import numbers, steps
 from tests.sqs_server import SqsHarness
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = "tests.integration.sqs.sqs_programs"
 
-
-class Consumer:
-    """A process; `lines` is shared by several, in the order in which they were written."""
-
-    def __init__(self, lines: list[str], program: str, *arguments: str) -> None:
-        self._lines = lines
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", PROGRAMS, program, *arguments], stdout=subprocess.PIPE, text=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.end()
-
-    def leave(self) -> None:
-        self.process.terminate()
-        self.end()
-
-    def end(self) -> int:
-        code = self.process.wait(60.0)
-        self._reader.join(10.0)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line.strip())
-
-
-def until(condition: Callable[[], object], within: float) -> None:
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within:g} s"
-        time.sleep(0.02)
+class Consumer(processes.Consumer):
+    module = sqs_programs.__name__
+    farewell = 60.0
 
 
 @pytest.mark.timeout(240)

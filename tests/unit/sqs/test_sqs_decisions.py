@@ -227,8 +227,16 @@ def test_codes_have_a_meaning(code: str, status: int, kind: type[MqkitError]) ->
     assert type(of_code(code, "text", "SQS", "sending", status=status)) is kind
 
 
-def test_an_expired_receipt_of_a_fifo_queue_is_a_lost_lease() -> None:
-    error = of_code("InvalidParameterValue", "Value x is invalid. Reason: The receipt handle has expired.", "SQS", "x")
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "The receipt handle has expired.",
+        "Message does not exist or is not available for visibility timeout change.",
+        "Total VisibilityTimeout for the message is beyond the limit [43200 seconds].",
+    ],
+)
+def test_a_receipt_that_is_good_for_nothing_is_a_lost_lease(reason: str) -> None:
+    error = of_code("InvalidParameterValue", f"Value x is invalid. Reason: {reason}", "SQS", "x")
 
     assert type(error) is LeaseLost
 
