@@ -141,7 +141,7 @@ def of_server(server: BrokerProcess, proxy: FaultProxy) -> dict[str, Fault]:
     def lose_replies(crowd: Crowd, chance: random.Random) -> None:
         """What was asked is done, and nobody hears of it."""
         proxy.freeze_replies()
-        crowd.watch.wait_for_publishes(20, within=10.0)
+        crowd.wait_for_publishes(20, within=10.0)
         crowd.look_on(0.2)
         proxy.reset()
         proxy.thaw()

@@ -7,13 +7,15 @@ import random
 import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 from tests.torture import programs
 from tests.torture.watch import Watch
 
 GRACE = 60.0  # seconds until a process that was asked to end must have ended
+STEP = 0.02  # seconds between two looks
+AHEAD = 3000  # messages that publishers may be ahead of consumers: what waits at the end is to be handled, and proves nothing
 
 Processes = list[subprocess.Popen[bytes]]
 
@@ -28,7 +30,13 @@ class Crowd:
     def __init__(self, url: str, journal: Path, *, publishers: int, consumers: int, pace: float, mutant: str) -> None:
         self._url = url
         self._journal = journal
-        self._environment = {**os.environ, "MQKIT_MUTANT": mutant, "MQKIT_PACE": str(pace)}
+        self._hold = journal.with_suffix(".hold")
+        self._environment = {
+            **os.environ,
+            "MQKIT_MUTANT": mutant,
+            "MQKIT_PACE": str(pace),
+            "MQKIT_HOLD": str(self._hold),
+        }
         self._log = journal.with_suffix(".log").open("ab")
         self.watch = Watch(journal)
         self._publishers = [self._spawn("publish") for _ in range(publishers)]
@@ -64,14 +72,27 @@ class Crowd:
         for publisher in self._publishers:
             _end(publisher, signal.SIGTERM)
 
-    def replace_dead(self) -> None:
-        for place, consumer in enumerate(self._consumers):
-            if consumer.poll() is not None:
-                self._consumers[place] = self._spawn("consume")
-
     def look_on(self, seconds: float) -> None:
         """Let time pass."""
-        threading.Event().wait(seconds)
+        over = time.monotonic() + seconds
+        while (left := over - time.monotonic()) > 0:
+            self._look()
+            time.sleep(min(STEP, left))
+
+    def wait_for_work(self, more: int, within: float) -> None:
+        """Until so many more messages are handled, and somebody publishes, or that was too long."""
+        goal, deadline = self.watch.done + more, time.monotonic() + within
+        while (self.watch.done < goal or not self.watch.publishers) and time.monotonic() < deadline:
+            self.look_on(STEP)
+
+    def wait_for_publishes(self, more: int, within: float) -> None:
+        """Until so many more were begun, or that was too long."""
+        self.watch.look()
+        goal, deadline = self.watch.tried + more, time.monotonic() + within
+        self._hold.unlink(missing_ok=True)
+        while self.watch.tried < goal and time.monotonic() < deadline:
+            time.sleep(STEP)
+            self.watch.look()
 
     def close(self) -> None:
         for process in [*self._consumers, *self._publishers]:
@@ -80,6 +101,17 @@ class Crowd:
             _end(process, signal.SIGTERM)
         self.watch.close()
         self._log.close()
+
+    def _look(self) -> None:
+        """As whoever runs such processes would: what is dead is started again, and what is ahead has to wait."""
+        self.watch.look()
+        for place, consumer in enumerate(self._consumers):
+            if consumer.poll() is not None:
+                self._consumers[place] = self._spawn("consume")
+        if self.watch.tried - self.watch.done > AHEAD:
+            self._hold.touch()
+        else:
+            self._hold.unlink(missing_ok=True)
 
     def _one_at_work(self, processes: Processes, seen: set[int], chance: random.Random) -> int:
         """Killing one that has not begun proves nothing."""

@@ -24,6 +24,7 @@ numbers = Queue("tortured", str)
 receipts = Queue("receipts", str)  # one is staged by each handler that succeeds
 
 AHEAD = 50  # messages a publisher has under way at once
+HOLD = os.environ.get("MQKIT_HOLD", "")  # the path of a file; while it is there, publishers begin nothing new
 PACE = float(os.environ.get("MQKIT_PACE", "0.002"))  # seconds between two of them: thousands are enough
 WORK = 0.006  # seconds a handler takes, half before its work counts as done and half after, so that kills meet both
 SLOW = 0.01  # share of handlings that take long, so that kills meet some whose neighbours are done
@@ -55,7 +56,7 @@ class Publisher:
         while not self._stop.wait(PACE):
             if self._again and self._again[0][0] <= time.monotonic():
                 self._send(self._again.pop(0)[1])
-            else:
+            elif not os.path.exists(HOLD):
                 count += 1
                 self._send(f"{os.getpid()}-{count}")
             self._collect(AHEAD)

@@ -15,6 +15,7 @@ from tests.torture.programs import Journal, numbers, receipts
 
 PUBLISHERS, CONSUMERS = 2, 3
 BETWEEN = 150  # messages handled between two faults
+LONGEST = 300.0  # seconds they have to handle what is left, at most
 BACKLOG = 1000  # messages that wait at the start, so that consumers hold more than they work at
 
 
@@ -25,7 +26,7 @@ def torture(
     Args:
         seconds: How long faults strike, at least.
         rounds: How often each fault strikes, at least.
-        drain: Seconds the consumers have afterwards, undisturbed, to handle what is left, at most.
+        drain: Seconds without a sign of life, afterwards, after which nothing more is expected of consumers.
     """
     journal, chance = folder / "journal", random.Random(seed)
     faults = arena.all_faults()
@@ -39,15 +40,11 @@ def torture(
             if left <= 0 and time.monotonic() > until:
                 break
             left -= 1
-            crowd.watch.wait_for_work(
-                BETWEEN, within=15.0 * arena.slowness
-            )  # by work done, not by time: a slow machine proves as much
+            crowd.wait_for_work(BETWEEN, within=15.0 * arena.slowness)  # not for time: a slow machine proves as much
             faults[name](crowd, chance)
-            crowd.replace_dead()
         crowd.stop_publishers()
-        deadline = time.monotonic() + drain * arena.slowness
-        while not _over(bus, journal) and time.monotonic() < deadline:
-            crowd.replace_dead()
+        deadline = time.monotonic() + LONGEST
+        while not _over(bus, journal) and crowd.watch.silence < drain * arena.slowness and time.monotonic() < deadline:
             crowd.look_on(0.05)
     finally:
         crowd.close()
