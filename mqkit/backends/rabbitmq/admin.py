@@ -23,11 +23,8 @@ from mqkit.errors import MqkitError, NotFound, TopologyMismatch, Unavailable
 class RabbitAdmin:
     """See `base.Admin`. Connects when it has to; one connection per admin, and one more while it looks at messages."""
 
-    def __init__(
-        self, server: Server, connect: Callable[[], Connection], routes: dict[Address, Route], now: Callable[[], float]
-    ) -> None:
+    def __init__(self, server: Server, routes: dict[Address, Route], now: Callable[[], float]) -> None:
         self._server = server
-        self._connect = connect
         self._routes = routes
         self._now = now
         self._management = Management(server)
@@ -153,7 +150,7 @@ class RabbitAdmin:
     @property
     def _link(self) -> Connection:
         if self._connection is None or self._connection.broken:
-            self._connection, self._opened = self._connect(), None
+            self._connection, self._opened = Connection(self._server), None
         return self._connection
 
     @property
@@ -217,7 +214,7 @@ class RabbitAdmin:
         if self._reader is None or self._reader[0] != address:
             self._drop_reader()
             queues = self._queues_of(address)
-            self._reader = (address, Reader(self._connect, address, queues))
+            self._reader = (address, Reader(self._server, address, queues))
         return self._reader[1]
 
     def _drop_reader(self) -> None:
@@ -229,7 +226,7 @@ class RabbitAdmin:
         """Until each is answered; `failed` gets the ids of those that were not taken."""
         if not copies:
             return
-        publisher = RabbitPublisher(self._connect(), self._routes, self._now)
+        publisher = RabbitPublisher(Connection(self._server), self._routes, self._now)
         owners = {id(copy): owner for owner, copy in copies}
         tokens = [copy.token for _, copy in copies]
         deadline = time.monotonic() + self._server.options.patience
@@ -264,7 +261,7 @@ class RabbitAdmin:
                 except NotFound:
                     break
                 if count:
-                    reader = Reader(self._connect, Address("queue", names.rung(level)), [names.rung(level)])
+                    reader = Reader(self._server, Address("queue", names.rung(level)), [names.rung(level)])
                     held.append(reader)
                     counts += reader.ways(_MOST_DELAYED)
         finally:

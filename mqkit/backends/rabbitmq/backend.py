@@ -41,7 +41,6 @@ class RabbitBackend:
         self._server = Server.of(url, options)
         self._now = clock.now
         self._routes: dict[Address, Route] = {}  # of topics, learned from their declarations
-        self._connected = False
         self.capabilities = Capabilities(
             name="rabbitmq",
             durable="yes",
@@ -65,10 +64,10 @@ class RabbitBackend:
         )
 
     def publisher(self) -> Publisher:
-        return RabbitPublisher(self._connect(), self._routes, self._now)
+        return RabbitPublisher(Connection(self._server), self._routes, self._now)
 
     def receiver(self, source: Declaration, window: int) -> Receiver:
-        connection = self._connect()
+        connection = Connection(self._server)
         try:
             if source.address.kind == "broadcast":
                 return RabbitListener(connection, source.address, self._now)
@@ -78,13 +77,13 @@ class RabbitBackend:
             raise
 
     def admin(self) -> Admin:
-        return RabbitAdmin(self._server, self._connect, self._routes, self._now)
+        return RabbitAdmin(self._server, self._routes, self._now)
 
     def publish_within(self, native: Any, batch: Sequence[Outgoing]) -> None:
         raise CapabilityMissing(f"native={native!r}: rabbitmq takes part in no transaction of yours")
 
     def warnings(self) -> Iterable[str]:
-        connection = self._connect()
+        connection = Connection(self._server)
         try:
             if connection.version and connection.version < _SPREADS:
                 shown = ".".join(map(str, connection.version))
@@ -109,8 +108,3 @@ class RabbitBackend:
 
     def after_fork(self) -> None:
         """Connections know the process that opened them and do nothing in another one."""
-
-    def _connect(self) -> Connection:
-        connection = Connection(self._server, first=not self._connected)
-        self._connected = True
-        return connection

@@ -105,13 +105,12 @@ TLS_TEXTS: dict[str, Row] = {
 }
 
 
-def translate(exc: BaseException, server: object, *, first: bool = False, tls: bool = False) -> MqkitError:
+def translate(exc: BaseException, server: object) -> MqkitError:
     """
     The typed error for what pika raised or reported.
 
     Args:
         server: Named in the text.
-        first: Nothing has ever been heard from this server, so that a reset may mean a wrong kind of port.
     """
     every = list(nested(exc))
     found = [_row(one) for one in every]
@@ -122,9 +121,12 @@ def translate(exc: BaseException, server: object, *, first: bool = False, tls: b
     if any(isinstance(one, amqp.ProbableAccessDeniedError) for one in every) and "not found" in texts:
         return _error((NotFound, "does not have this vhost; create it first"), server, every)
     reset = "ConnectionResetError" in texts or "reset by peer" in texts
-    if first and not tls and reset and any(isinstance(one, amqp.IncompatibleProtocolError) for one in every):
-        words = "closes connections at once: it may be its TLS port (write amqps://), or no RabbitMQ"
-        return _error((ConfigError, words), server, every)
+    if reset and any(isinstance(one, amqp.IncompatibleProtocolError) for one in every):
+        # Before a word is said. A load balancer does so while nothing is up behind it, hence no ConfigError.
+        words = (
+            "closes connections at once: it may be down behind a load balancer, or this its TLS port (write amqps://)"
+        )
+        return _error((Unavailable, words), server, every)
     final = [row for row in found if row is not None and not row[0].retryable and row[0] is not MqkitError]
     known = [row for row in found if row is not None]
     return _error((final or known or [(Unavailable, "failed")])[0], server, every)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names, wire
 from mqkit.backends.rabbitmq.connection import AT_ONCE, Connection
 from mqkit.backends.rabbitmq.declare import Declarer
+from mqkit.backends.rabbitmq.options import Server
 from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import Unavailable
 
@@ -31,11 +32,10 @@ class Reader:
         Unavailable: Somebody else reads these dead letters.
     """
 
-    def __init__(self, connect: Callable[[], Connection], address: Address, queues: Sequence[str]) -> None:
+    def __init__(self, server: Server, address: Address, queues: Sequence[str]) -> None:
         self.messages: list[tuple[int, Received]] = []  # with their tags, in order, as far as they were read
         self.expected = 0  # how many there are, read or not
-        self._connect = connect
-        self._connection = connect()
+        self._connection = Connection(server)
         self._address = address
         self._queues = queues
         self._came: list[tuple[Any, Any, bytes]] = []
@@ -138,7 +138,7 @@ class Reader:
             raise _taken(self._address)
         else:
             self.close()
-            self._connection, self._channel = self._connect(), None
+            self._connection, self._channel = Connection(self._connection.server), None
             self._look(until)
 
     def _arrived(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:

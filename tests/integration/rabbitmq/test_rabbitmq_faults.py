@@ -128,10 +128,10 @@ class TestTls:
         assert isinstance(error, Denied)
         assert "cert=" in str(error)
 
-    def test_plain_amqp_to_a_tls_port_is_a_wrong_url(self, secure: RabbitProcess) -> None:
+    def test_plain_amqp_to_a_tls_port_names_the_other_scheme(self, secure: RabbitProcess) -> None:
         error = error_of(f"amqp://guest:guest@127.0.0.1:{secure.tls_port}/")
 
-        assert isinstance(error, ConfigError)
+        assert isinstance(error, Unavailable)
         assert "amqps://" in str(error)
 
     def test_a_client_certificate_lets_a_user_in_by_password(
