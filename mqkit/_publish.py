@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from mqkit._chance import chance
+from mqkit._signal import Signal
 from mqkit._spill import Spill
 from mqkit._ticket import Ticket, claim
 from mqkit._topology import Topology
@@ -63,7 +64,7 @@ class PublishPump:
         # What is with the broker cannot be dropped: half of the buffer stays here, for newer messages to take its place.
         self._window = min(WINDOW, max(1, buffer // 2)) if overflow == "drop_oldest" else WINDOW
         self._queue: deque[Ticket] = deque()
-        self._head = threading.Lock()  # over the left end of the queue, and the spill; appending needs none
+        self._head = threading.RLock()  # over the left end of the queue, and the spill; appending needs none
         self._spill = Spill() if overflow == "spill" else None
         self._batch: Sequence[Ticket] = ()  # being submitted
         self._inflight = 0  # taken from the queue and not answered
@@ -74,7 +75,7 @@ class PublishPump:
         self._publisher: Publisher | None = None
         self._closing = False  # nothing new is accepted
         self._giving_up = False  # and nothing more is sent
-        self._arrived = threading.Event()  # wakes the thread while it has no publisher to wake
+        self._arrived = Signal()  # wakes the thread while it has no publisher to wake
         self._connected_once = threading.Event()
         self._state: str | None = "not connected yet"  # why nothing can be published now; None: all is well
         self._fatal: MqkitError | None = None
@@ -316,7 +317,6 @@ class PublishPump:
         pause = 0.0
         while not self._finished():
             self._arrived.wait(pause if self._fatal is not None else pause * chance())
-            self._arrived.clear()
             began = time.monotonic()
             if not self._connected() and self._closing:
                 break

@@ -8,7 +8,8 @@ import threading
 class Signal:
     """
     `set` makes the next `wait`, or the one that runs, return. One thread waits, any thread sets; setting twice is
-    setting once. A bare lock: an Event costs six times as much, and takes a lock that the waiter may hold.
+    setting once. A bare lock: an Event costs six times as much, and takes a lock that the waiter may hold, or this very
+    thread, where a signal handler has interrupted it.
     """
 
     __slots__ = ("_lock",)
@@ -19,8 +20,9 @@ class Signal:
 
     def set(self) -> None:
         try:
-            self._lock.release()
-        except RuntimeError:  # set already
+            if self._lock.locked():  # asked first: it costs less than an exception
+                self._lock.release()
+        except RuntimeError:  # another has set it at the same moment
             return
 
     def wait(self, timeout: float) -> bool:

@@ -14,9 +14,9 @@ from mqkit.backends.base import Outgoing
 from mqkit.errors import PublishUnknown, TimedOut
 
 # Claiming (pump) against withdrawing (caller whose time ran out): whoever is first decides, so a ticket withdrawn is
-# certainly not sent. Taken once per batch and once per time-out, hence one lock for all.
-_claims = threading.Lock()
-_making = threading.Lock()
+# certainly not sent. Taken once per batch and once per time-out, hence one lock for all. Reentrant, as every lock that a
+# caller of `publish` takes: its thread may be interrupted there by a signal whose handler publishes.
+_claims = threading.RLock()
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 _LATE: dict[str, Callable[[], Any]] = {"_later": threading.Condition, "_waiters": list, "_done_callbacks": list}
@@ -47,8 +47,7 @@ class Ticket(Future[str]):
         make = _LATE.get(name)
         if make is None:
             raise AttributeError(name)
-        with _making:
-            return self.__dict__.setdefault(name, make())
+        return self.__dict__.setdefault(name, make())
 
     @property
     def _condition(self) -> Any:  # type: ignore[override]
@@ -67,6 +66,15 @@ class Ticket(Future[str]):
         self._bell = bell
         # Resolving writes the state before it looks for a bell, so one of the two sees the other.
         return self._state in _DONE or bell.acquire(timeout=max(0.0, timeout))
+
+    def outcome(self) -> str:
+        """As `result` of a ticket that is answered, without a lock."""
+        if self._state != FINISHED:
+            return self.result(0)
+        if self._exception is not None:
+            raise self._exception
+        assert self._result is not None
+        return self._result
 
     def resolve(self, error: BaseException | None) -> None:
         """By the pump, once: the message id, or the error."""
@@ -137,14 +145,14 @@ class Ticket(Future[str]):
         return True
 
 
-def _renew_locks() -> None:
-    """In a forked child: a thread that is not there may have held them."""
-    global _claims, _making
-    _claims, _making = threading.Lock(), threading.Lock()
+def _renew_lock() -> None:
+    """In a forked child: a thread that is not there may have held it."""
+    global _claims
+    _claims = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def claim(tickets: Iterable[Ticket]) -> list[Ticket]:
@@ -169,7 +177,7 @@ def wait_for_ticket(ticket: Ticket, timeout: float, why: Callable[[], str | None
     """
     message = ticket.outgoing
     if ticket.wait(timeout):
-        return ticket.result(0)
+        return ticket.outcome()
     return expire(ticket, message, timeout, why())
 
 

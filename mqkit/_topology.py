@@ -26,7 +26,7 @@ class Topology:
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see `_ticket`: signal handlers publish
         self._destinations: dict[str, Destination[Any]] = {}
         # Destinations already compared, by id(). Not kept alive: a program may make one per message.
         self._noted: dict[int, weakref.ref[Destination[Any]]] = {}

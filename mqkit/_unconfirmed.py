@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from mqkit._signal import Signal
 from mqkit._ticket import Ticket
 from mqkit.errors import Closed, PublishFailed, PublishUnknown, TimedOut
 
@@ -16,14 +17,14 @@ class Unconfirmed:
     """
     Any thread adds a ticket to `tickets`; answering it takes it out, through `resolved`.
 
-    `watchers` is how many threads wait for an answer, so that whoever answers tells them only where somebody waits.
+    `watchers` are those who wait for an answer, so that whoever answers tells them only where somebody waits. Without a
+    lock: a signal handler that publishes may have interrupted the thread that waits.
     """
 
     def __init__(self) -> None:
         self.tickets: set[Ticket] = set()
-        self.watchers = 0
-        self._changed = threading.Condition()
-        self._noting = threading.Lock()
+        self.watchers: list[Signal] = []
+        self._noting = threading.RLock()
         self._failed = 0  # since the last time somebody asked
         self._failures: list[BaseException] = []  # the first of them
 
@@ -40,22 +41,20 @@ class Unconfirmed:
 
     def tell(self) -> None:
         """Something was answered, or is not waited for any more."""
-        with self._changed:
-            self._changed.notify_all()
+        for watcher in tuple(self.watchers):
+            watcher.set()
 
     def wait_until(self, condition: Callable[[], object], timeout: float) -> bool:
         """Until it holds, looked at whenever somebody tells. False: it does not, and the time is over."""
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            self.watchers += 1
-            try:
-                while not condition():
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        return False
-                    self._changed.wait(left)
-            finally:
-                self.watchers -= 1
+        deadline, told = time.monotonic() + timeout, Signal()
+        self.watchers.append(told)
+        try:
+            while not condition():
+                if time.monotonic() >= deadline:
+                    return False
+                told.wait(deadline - time.monotonic())
+        finally:
+            self.watchers.remove(told)
         return True
 
     def wait(self, timeout: float) -> list[Ticket]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mqkit._signal import Signal
 from mqkit.backends.base import Address, Outcome, Outgoing
 from mqkit.backends.kafka import wire
 from mqkit.backends.kafka.errors import publish_error
@@ -34,7 +34,7 @@ class KafkaPublisher:
         self._outcomes: list[Outcome] = []
         self._lines: dict[tuple[str, int], deque[tuple[Any, Outgoing]]] = {}  # the driver's futures
         self._turn = 0
-        self._event = threading.Event()
+        self._changed = Signal()
         self._heard = time.monotonic()
         self._question: tuple[str, Any] | None = None
         self._late: list[Outgoing] = []  # for a producer that sends nothing any more
@@ -46,7 +46,7 @@ class KafkaPublisher:
     def submit(self, batch: Sequence[Outgoing]) -> None:
         if self._producer.spoilt:
             self._late += batch
-            self._event.set()
+            self._changed.set()
             return
         now = self._now()
         last: dict[tuple[str, int], Any] = {}
@@ -70,9 +70,7 @@ class KafkaPublisher:
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
         spoilt = self._producer.spoilt
-        if not self._outcomes and timeout > 0 and not spoilt:
-            self._event.wait(timeout)
-        self._event.clear()
+        self._changed.wait(timeout if not self._outcomes and not spoilt else 0.0)
         self._gather()
         outcomes, self._outcomes = self._outcomes, []
         if outcomes or not self._lines:
@@ -86,7 +84,7 @@ class KafkaPublisher:
         return outcomes
 
     def wake(self) -> None:
-        self._event.set()
+        self._changed.set()
 
     def abandon(self) -> Sequence[Outcome]:
         self._gather()
@@ -164,8 +162,7 @@ class KafkaPublisher:
                 del self._lines[place]
 
     def _ring(self, _: object) -> None:
-        if not self._event.is_set():  # which costs a tenth of setting it once more
-            self._event.set()
+        self._changed.set()
 
 
 def record_of(message: Outgoing, topic: str, names: Names, now: float) -> Record:

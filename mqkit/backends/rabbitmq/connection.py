@@ -1,8 +1,8 @@
 """
 One AMQP connection, stepped by the thread that owns it. Every wait has a bound.
 
-Private names of pika are used by `stream.py`, and here `_output_marshaled_frames` to write a batch at once and
-`_transport._sock` to drop a connection without farewell.
+Private names of pika are used by `stream.py`, and here `_output_marshaled_frames` to write a batch at once,
+`_transport._sock` to drop a connection without farewell and `_waking_mutex` to be woken out of signal handlers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,11 +37,13 @@ class Connection:
         Unavailable, Denied, NotFound, ConfigError: No server would have us.
     """
 
-    def __init__(self, server: Server, *, first: bool = False) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._pid = os.getpid()
         self._loop = IOLoop()
         self._loop.activate_poller()
+        # A signal may interrupt `wake` where it holds this, and its handler publish.
+        self._loop._poller._waking_mutex = threading.RLock()
         self._woken = False
         self._closed_by: BaseException | None = None
         self._closing = False
@@ -49,7 +52,7 @@ class Connection:
         self._heard_at = time.monotonic()
         self.blocked: str | None = None
         try:
-            self._pika = self._connect(first)
+            self._pika = self._connect()
             self._pika.add_on_close_callback(self._on_close)
             self._pika.add_on_connection_blocked_callback(self._on_blocked)
             self._pika.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -247,7 +250,7 @@ class Connection:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _connect(self, first: bool) -> Any:
+    def _connect(self) -> Any:
         done: list[Any] = []
         parameters = self.server.parameters()
         workflow = Stream.create_connection(parameters, on_done=done.append, custom_ioloop=self._loop)
@@ -258,7 +261,7 @@ class Connection:
                 deadline = float("inf")  # it answers with an error, at once
             self._poll(0.1)
         if isinstance(done[0], BaseException):
-            raise translate(done[0], self.server, first=first, tls=self.server.tls is not None)
+            raise translate(done[0], self.server)
         return done[0]
 
     def _poll(self, timeout: float) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from mqkit._signal import Signal
 from mqkit.backends.base import Address, Outcome, Outgoing
 from mqkit.backends.sqlite.committer import MOST_BYTES, Committer
 from mqkit.backends.sqlite.errors import publish_error
@@ -47,10 +48,8 @@ class _Batch(Ticket):
                 self._refused[address] = exc
 
     def finish(self, error: MqkitError | None = None) -> None:
-        if error is not None:
-            error = publish_error(error)
-        self._publisher._finished.append(self)
-        super().finish(error)
+        super().finish(publish_error(error) if error is not None else None)
+        self._publisher.note(self)
 
     def outcomes(self) -> list[Outcome]:
         if self.error is not None:
@@ -72,12 +71,12 @@ class SqlitePublisher:
     """See `base.Publisher`. An outcome without an error is a commit."""
 
     def __init__(self, committer: Committer) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # the states of its batches
+        self._ready = Signal()
         self._committer = committer
         self._finished: deque[_Batch] = deque()
         self._unanswered: set[_Batch] = set()
         self._refusals: list[Outcome] = []
-        self._woken = False
         self._closed = False
 
     @property
@@ -96,10 +95,7 @@ class SqlitePublisher:
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
         self._committer.file.refuse_inherited()
-        with self.changed:
-            if not (self._finished or self._refusals):
-                self.changed.wait_for(lambda: self._finished or self._woken, timeout)
-            self._woken = False
+        self._ready.wait(timeout if not (self._finished or self._refusals) else 0.0)
         outcomes, self._refusals = self._refusals, []
         while self._finished:
             ticket = self._finished.popleft()
@@ -108,11 +104,12 @@ class SqlitePublisher:
         return outcomes
 
     def wake(self) -> None:
-        if self._committer.file.inherited:
-            return  # nobody waits, and a thread of the parent may have held the lock
-        with self.changed:
-            self._woken = True
-            self.changed.notify_all()
+        self._ready.set()
+
+    def note(self, batch: _Batch) -> None:
+        """By the commit thread: it is finished."""
+        self._finished.append(batch)
+        self._ready.set()
 
     def abandon(self) -> Sequence[Outcome]:
         """What no transaction has begun with is withdrawn and certainly not sent; of the rest nobody knows."""

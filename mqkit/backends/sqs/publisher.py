@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from mqkit._signal import Signal
 from mqkit.backends.base import Outcome, Outgoing
 from mqkit.backends.sqs.errors import publish_error
 from mqkit.backends.sqs.outbox import Outbox, Parcel
@@ -35,7 +36,7 @@ class SqsPublisher:
         self._number = 0
         self._active = 0
         self._outcomes: deque[Outcome] = deque()
-        self._bell = threading.Event()
+        self._changed = Signal()
         self._trouble: MqkitError | None = None
         self._blocked: str | None = None
         self._abandoned = False
@@ -64,9 +65,7 @@ class SqsPublisher:
             self._workers.run(self._drain)
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
-        if not self._outcomes and self._trouble is None and timeout > 0:
-            self._bell.wait(timeout)
-        self._bell.clear()
+        self._changed.wait(timeout if not self._outcomes and self._trouble is None else 0.0)
         outcomes = []
         while self._outcomes:
             outcomes.append(self._outcomes.popleft())
@@ -75,7 +74,7 @@ class SqsPublisher:
         return outcomes
 
     def wake(self) -> None:
-        self._bell.set()
+        self._changed.set()
 
     def abandon(self) -> Sequence[Outcome]:
         with self._lock:
@@ -134,4 +133,4 @@ class SqsPublisher:
             for parcel, error in zip(batch, answers, strict=True):
                 outcome = None if error is None else publish_error(error)
                 self._outcomes.append((parcel.message.token, outcome))
-        self._bell.set()
+        self._changed.set()
