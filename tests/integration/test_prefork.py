@@ -37,7 +37,7 @@ BROKERS: dict[str, Callable[[], BrokerProcess]] = {
 }
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=BROKERS, scope="module")
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     with BROKERS[request.param]() as broker:
         yield broker.url
@@ -85,7 +85,10 @@ def test_an_application_that_gunicorn_loads_once_publishes_from_each_of_its_work
             pids |= {answer(f"{address}/{number}") for number in range(VISITS, 2 * VISITS)}
         finally:
             server.terminate()
-            code = server.wait(30.0)
+            try:
+                code = server.wait(60.0)
+            finally:
+                server.kill()  # who has not ended by then would be waited for without end
 
     found = arrived(url, 2 * VISITS + WORKERS + 3)
     ended = {word for word in found if word.startswith("ended")}
