@@ -40,7 +40,7 @@ class Connection:
     def __init__(self, server: Server) -> None:
         self.server = server
         self._pid = os.getpid()
-        self._loop = IOLoop()
+        self._loop: Any = IOLoop()
         self._loop.activate_poller()
         # A signal may interrupt `wake` where it holds this, and its handler publish.
         self._loop._poller._waking_mutex = threading.RLock()
