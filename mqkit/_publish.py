@@ -255,7 +255,6 @@ class PublishPump:
             raise error
         ticket = Ticket(message)
         ticket.on_resolved = self._on_resolved
-        claim([ticket])
         ticket.resolve(error)
         return ticket
 
@@ -285,7 +284,7 @@ class PublishPump:
     def _send_or_spill(self, message: Outgoing, spill: Spill) -> Ticket:
         ticket = Ticket(message)
         ticket.on_resolved = self._on_resolved
-        with self._head:
+        with self._head, spill.alone(message):
             if self._closing:
                 raise _closed()
             if not spill.count and len(self._buffered) < self._buffer:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
 from mqkit._ticket import Ticket
 from mqkit.backends.base import Outgoing
+from mqkit.errors import BufferFull
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Outgoing)
@@ -25,10 +27,24 @@ class Spill:
 
     def __init__(self) -> None:
         self._halves: tuple[_Half, _Half] | None = None  # the one read, the one written; made by the first message
+        self._busy = False
 
     @property
     def count(self) -> int:
         return sum(map(len, self._halves)) if self._halves is not None else 0
+
+    @contextmanager
+    def alone(self, message: Outgoing) -> Iterator[None]:
+        """Raises `BufferFull` in a signal handler that has interrupted who was here: the owner's lock lets it in."""
+        if self._busy:
+            raise BufferFull(
+                f"message {message.id} refused: this signal handler has interrupted a publish_soon that spills"
+            )
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def put(self, ticket: Ticket, message: Outgoing) -> None:
         """Raises OSError when the file cannot grow; the message is not accepted then, and the others are unharmed."""

@@ -21,7 +21,7 @@ class Topology:
     """
     Destinations by name, and which of their declarations the broker has confirmed.
 
-    Used by any thread: callers note destinations (no I/O), pumps ensure them (I/O, outside the lock).
+    Used by any thread: callers note destinations (no I/O), pumps ensure them (I/O, without the lock).
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -30,7 +30,9 @@ class Topology:
         self._destinations: dict[str, Destination[Any]] = {}
         # Destinations already compared, by id(). Not kept alive: a program may make one per message.
         self._noted: dict[int, weakref.ref[Destination[Any]]] = {}
-        self._declarations: dict[Address, list[Declaration]] = {}
+        self._declarations: dict[
+            Address, tuple[Declaration, ...]
+        ] = {}  # replaced, never changed: read without the lock
         self._done: set[Address] = set()
 
     def knows(self, destination: object) -> bool:
@@ -51,9 +53,9 @@ class Topology:
                     )
             self._noted[id(destination)] = weakref.ref(destination, partial(_forget, self._noted, id(destination)))
             declarations = declarations_of(destination, backend_name) if destination.declare else []
-            noted = self._declarations.setdefault(destination.address, [])
+            noted = self._declarations.get(destination.address, ())
             fresh = [one for one in declarations if one not in noted]
-            noted.extend(fresh)
+            self._declarations[destination.address] = (*noted, *fresh)
             if fresh:
                 self._done.discard(destination.address)
 
@@ -61,7 +63,7 @@ class Topology:
         """Remember what a consumer needs: its queue or group. Weak: unless a consumer has said so already."""
         with self._lock:
             if not weak or declaration.address not in self._declarations:
-                self._declarations[declaration.address] = [declaration]
+                self._declarations[declaration.address] = (declaration,)
 
     def missing(self, addresses: Iterable[Address]) -> bool:
         """Is anything of this not yet known to exist? Cheap: asked per message."""
@@ -79,9 +81,9 @@ class Topology:
         wanted = [address for address in dict.fromkeys(addresses) if address not in self._done]
         if not wanted:
             return
-        with self._lock:
-            sources = [address._replace(dead=False) for address in wanted]
-            declarations = [one for address in sources for one in self._declarations.get(address, ())]
+        # Without the lock: a signal handler that waits for us may have interrupted who holds it.
+        sources = [address._replace(dead=False) for address in wanted]
+        declarations = [one for address in sources for one in self._declarations.get(address, ())]
         if declarations and self._mode != "never":
             admin = backend.admin()
             try:
