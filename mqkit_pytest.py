@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mqkit.testing.brokers import Broker, BrokerPool, RemotePool
     from mqkit.testing.chaos import FaultProxy
 
+pytest.register_assert_rewrite("mqkit.testing.conformance")  # a case that fails shows what was there
+
 SERVERLESS = ("memory", "sqlite")
 BROKERS = ("rabbitmq", "redis", "kafka", "sqs")  # the names in mqkit.testing.brokers.KINDS, which is not imported here
 BACKENDS = (*SERVERLESS, *BROKERS)

@@ -36,7 +36,10 @@ def member(kafka: KafkaProcess) -> Iterator[KafkaConsumer]:
     admin = KafkaAdminClient(bootstrap_servers=address)
     admin.create_topics([NewTopic(TOPIC, 2, 1)])
     admin.close()
-    member = KafkaConsumer(TOPIC, bootstrap_servers=address, group_id=TOPIC, enable_auto_commit=False)
+    # Joining may be faster than the news of the topic; then it has no partitions until the driver asks once more.
+    member = KafkaConsumer(
+        TOPIC, bootstrap_servers=address, group_id=TOPIC, enable_auto_commit=False, metadata_max_age_ms=1000
+    )
     until(lambda: member.poll(100) or len(member.assignment()) == 2, 20.0)
     yield member
     member.close()
