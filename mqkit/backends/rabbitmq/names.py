@@ -19,6 +19,7 @@ _RESERVED = ("amq.", "mqkit.")  # of the server, and ours
 
 DEAD = "//dead"
 NOTES = "//notes"
+TURN = "//turn"
 LIVE = "//live"
 
 
@@ -42,6 +43,11 @@ def partition_queue(name: str, partition: int) -> str:
 
 def notes_of(address: Address) -> str:
     return queue_of(address) + NOTES
+
+
+def turn_of(address: Address) -> str:
+    """Whoever has this queue for himself may take notes."""
+    return notes_of(address) + TURN
 
 
 def exchange_of(address: Address) -> str:

@@ -10,6 +10,8 @@ over because its process died right after the verdict is dropped by the server a
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -20,9 +22,10 @@ from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names, topology
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import Declarer
-from mqkit.errors import NotFound, Unavailable
+from mqkit.errors import Lost, NotFound, Unavailable
 
 TIDY = 1.0  # seconds between two rounds of removing what is over
+LOOK = 0.05  # seconds between two looks whether others have ended their turn
 
 
 class Note(msgspec.Struct, omit_defaults=True):
@@ -62,14 +65,13 @@ class Notes:
         except NotFound:
             return {}
         found: dict[str, Note] = {}
-        channel = self._connection.channel()
-        for note, _ in self._all(channel):
-            have = found.setdefault(note.id, note)
-            if have is not note:
-                have.alone += note.alone
-                if note.attempt > have.attempt:
-                    have.attempt, have.since, have.due = note.attempt, note.since, note.due
-        channel.close()  # gives them back
+        with self._turn() as channel:
+            for note, _ in self._all(channel):
+                have = found.setdefault(note.id, note)
+                if have is not note:
+                    have.alone += note.alone
+                    if note.attempt > have.attempt:
+                        have.attempt, have.since, have.due = note.attempt, note.since, note.due
         self._known.update(found)
         self._alone.update(id for id, note in found.items() if note.alone)
         return found
@@ -112,15 +114,44 @@ class Notes:
         if not self._over or not (now or time.monotonic() - self._tidied > TIDY):
             return
         self._tidied = time.monotonic()
-        channel = self._connection.channel()
-        for note, tag in self._all(channel):
-            if note.id in self._over:
-                channel.basic_ack(tag)
-        self._connection.barrier(channel)
-        channel.close()
+        with self._turn() as channel:
+            for note, tag in self._all(channel):
+                if note.id in self._over:
+                    channel.basic_ack(tag)
         self._known -= self._over
         self._alone -= self._over
         self._over.clear()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Any]:
+        """
+        A channel to take notes from; what is not acknowledged there goes back. One process at a time, for a note that somebody
+        has taken is hidden from all others: an exclusive queue is the lock, which dies with its holder's connection.
+
+        Raises:
+            Unavailable: Others have had their turn for longer than the server's usual patience.
+        """
+        patience = self._connection.server.options.patience
+        lock, until = names.turn_of(self._address), time.monotonic() + patience
+        while True:
+            channel = self._connection.channel()
+            try:
+                self._connection.call(channel, "a turn at the notes", channel.queue_declare, queue=lock, exclusive=True)
+                break
+            except Lost:
+                raise
+            except Unavailable:  # 405 RESOURCE_LOCKED
+                again = time.monotonic() + LOOK
+                if again > until:
+                    raise
+                self._connection.wait(lambda over=again: time.monotonic() > over, "a turn at the notes")
+        try:
+            yield channel
+        finally:
+            if channel.is_open:
+                channel.basic_nack(0, multiple=True, requeue=True)
+                self._connection.call(channel, "ending a turn at the notes", channel.queue_delete, queue=lock)
+                channel.close()
 
     def _open(self) -> Any:
         self._declarer.make(topology.notes(self._address))
