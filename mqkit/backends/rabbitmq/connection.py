@@ -111,6 +111,14 @@ class Connection:
             woken = woken or self._woken
         self._woken = woken  # whoever called `wake` meant the next step
 
+    def pause(self, seconds: float) -> None:
+        """Serve the connection for so long. Raises `Lost`."""
+        over = time.monotonic() + seconds
+        while (left := over - time.monotonic()) > 0:
+            if self._closed_by is not None:
+                raise self.lost()
+            self._poll(left)
+
     def wake(self) -> None:
         """From any thread, latched: the next `step` returns at once."""
         self._loop.add_callback_threadsafe(self._on_wake)

@@ -141,10 +141,9 @@ class Notes:
             except Lost:
                 raise
             except Unavailable:  # 405 RESOURCE_LOCKED
-                again = time.monotonic() + LOOK
-                if again > until:
+                if time.monotonic() > until:
                     raise
-                self._connection.wait(lambda over=again: time.monotonic() > over, "a turn at the notes")
+                self._connection.pause(LOOK)
         try:
             yield channel
         finally:
