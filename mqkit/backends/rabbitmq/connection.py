@@ -251,8 +251,7 @@ class Connection:
 
     def lost(self) -> MqkitError:
         """Why there is no connection any more, always as `Lost`."""
-        reason = self._closed_by
-        assert reason is not None
+        reason = self._closed_by or Lost(f"{self.server}: nobody waits for its answer any more")
         error = reason if isinstance(reason, MqkitError) else translate(reason, self.server)
         return error if isinstance(error, Lost) else _as_lost(error)
 

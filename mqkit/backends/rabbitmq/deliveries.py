@@ -90,6 +90,25 @@ def read(data: bytes, at: int) -> Delivery | None:
     return None if properties is None else Delivery(channel, method, properties, data[start : start + body_length], end)
 
 
+def without_headers(data: bytes, at: int) -> Any:
+    """pika's frame for the one that begins here, but for the table of headers; None: it is not one that has them."""
+    kind, channel, length = _START.unpack_from(data, at)
+    if kind != _HEADER:
+        return None
+    at += _START.size
+    _, _, body_length, flags = _CONTENT.unpack_from(data, at)
+    if not flags & 1 << 13:
+        return None
+    end = at + length
+    start = table = at + _CONTENT.size
+    for bit in (15, 14):  # what stands before them
+        if flags & 1 << bit:
+            table += 1 + data[table]
+    rest = table + _LONG.size + _LONG.unpack_from(data, table)[0]
+    bare = (flags & ~(1 << 13)).to_bytes(2, "big") + data[start:table] + data[rest:end]
+    return frame.Header(channel, body_length, pika.BasicProperties().decode(bare))
+
+
 def _method(data: bytes, at: int, end: int) -> Any:
     tag = at + 1 + data[at]
     redelivered, exchange, key = _place(data[tag + _TAG.size : end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ TLS_TEXTS: dict[str, Row] = {
 }
 
 
+_GUESSES = (amqp.ProbableAuthenticationError, amqp.ProbableAccessDeniedError)
+
+
 def translate(exc: BaseException, server: object) -> MqkitError:
     """
     The typed error for what pika raised or reported.
@@ -120,6 +124,11 @@ def translate(exc: BaseException, server: object) -> MqkitError:
             return _error(row, server, every)
     if any(isinstance(one, amqp.ProbableAccessDeniedError) for one in every) and "not found" in texts:
         return _error((NotFound, "does not have this vhost; create it first"), server, every)
+    # pika guesses these from any end of a connection that comes at this point; a server that refuses says so, with a code.
+    if any(isinstance(one, _GUESSES) for one in every) and (
+        "connection limit" in texts or not any(code in texts for code in ("(403)", "(530)"))
+    ):
+        return _error((Unavailable, "broke off while letting us in"), server, every)
     reset = "ConnectionResetError" in texts or "reset by peer" in texts
     if reset and any(isinstance(one, amqp.IncompatibleProtocolError) for one in every):
         # Before a word is said. A load balancer does so while nothing is up behind it, hence no ConfigError.
@@ -130,6 +139,12 @@ def translate(exc: BaseException, server: object) -> MqkitError:
     final = [row for row in found if row is not None and not row[0].retryable and row[0] is not MqkitError]
     known = [row for row in found if row is not None]
     return _error((final or known or [(Unavailable, "failed")])[0], server, every)
+
+
+def too_large(exc: BaseException) -> int | None:
+    """The limit in bytes that one message of a channel was over, where that is why the server closed it (406)."""
+    found = re.search(r"larger than (?:configured )?max size (\d+)", str(getattr(exc, "reply_text", "")))
+    return int(found[1]) if found else None
 
 
 def refusal(exc: BaseException, what: str) -> MqkitError:

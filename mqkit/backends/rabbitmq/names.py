@@ -116,7 +116,8 @@ def way_to_queue(queue: str) -> str:
 
 def way_to_topic(exchange: str, partition: int | str) -> str:
     """... or for a topic; `*` as the partition stands for all of them."""
-    return f"t.{_literal(exchange)}.{partition}"
+    # One word, whatever its dots: what comes after it may be any number of words, and `orders` is not `orders.eu`.
+    return f"t.{_literal(exchange).replace('.', _DOT)}.{partition}"
 
 
 def delayed_key(units: int, way: str) -> str:
@@ -133,6 +134,7 @@ def entrance(units: int) -> str:
     return rung(max(units.bit_length() - 1, 0))
 
 
+_DOT = "\x1f"  # as long as a dot, and in no name
 ANY_DELAY = "*." * RUNGS  # exactly so many words: `#` would also match the ends of longer names
 
 

@@ -38,6 +38,8 @@ class Note(msgspec.Struct, omit_defaults=True):
     due: float = 0.0
 
 
+_CLASSIC = {"x-queue-type": "classic"}  # whatever kind the vhost prefers
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Note).decode
 
@@ -136,7 +138,14 @@ class Notes:
         while True:
             channel = self._connection.channel()
             try:
-                self._connection.call(channel, "a turn at the notes", channel.queue_declare, queue=lock, exclusive=True)
+                self._connection.call(
+                    channel,
+                    "a turn at the notes",
+                    channel.queue_declare,
+                    queue=lock,
+                    exclusive=True,
+                    arguments=_CLASSIC,
+                )
                 break
             except Lost:
                 raise
@@ -149,8 +158,10 @@ class Notes:
         finally:
             if channel.is_open:
                 channel.basic_nack(0, multiple=True, requeue=True)
-                self._connection.call(channel, "ending a turn at the notes", channel.queue_delete, queue=lock)
-                channel.close()
+            else:  # the notes were deleted
+                channel = self._connection.channel()
+            self._connection.call(channel, "ending a turn at the notes", channel.queue_delete, queue=lock)
+            channel.close()
 
     def _open(self) -> Any:
         self._declarer.make(topology.notes(self._address))
@@ -171,19 +182,15 @@ class Notes:
 
     def _all(self, channel: Any) -> list[tuple[Note, int]]:
         found: list[tuple[Note, int]] = []
-        while (answer := self._next(channel)) is not None:
-            found.append(answer)
-        return found
-
-    def _next(self, channel: Any) -> tuple[Note, int] | None:
-        answer: list[tuple[Note, int]] = []
-        empty: list[Any] = []
+        ended: list[Any] = []
 
         def got(_: Any, method: Any, properties: Any, body: bytes) -> None:
             del properties
-            answer.append((_decode(body), method.delivery_tag))
+            found.append((_decode(body), method.delivery_tag))
 
-        channel.add_callback(empty.append, [Basic.GetEmpty])
-        channel.basic_get(self._queue, got)
-        self._connection.wait(lambda: answer or empty or not channel.is_open, "reading notes")
-        return answer[0] if answer else None
+        channel.add_callback(ended.append, [Basic.GetEmpty])
+        while not ended and channel.is_open:
+            before = len(found)
+            channel.basic_get(self._queue, got)
+            self._connection.wait(lambda: len(found) > before or ended or not channel.is_open, "reading notes")  # noqa: B023
+        return found

@@ -11,11 +11,12 @@ from mqkit.backends.base import Address, Outcome, Outgoing
 from mqkit.backends.rabbitmq import frames, names, topology, wire
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import send_without_waiting
-from mqkit.backends.rabbitmq.errors import refusal, translate
+from mqkit.backends.rabbitmq.errors import refusal, too_large, translate
 from mqkit.backends.rabbitmq.topology import Route
 from mqkit.errors import (
     CapabilityMissing,
     Denied,
+    MessageTooLarge,
     MqkitError,
     NotFound,
     PublishFailed,
@@ -120,11 +121,19 @@ class _Lane:
             self._publisher.void.append(self)
             return
         error = refusal(reason, f"publishing through {self.name!r}" if self.name else "publishing to a queue")
+        limit = too_large(reason)  # of one message; what was sent before it may be stored
+        for_all = limit is None and isinstance(error, _SAME_FOR_ALL)
         outcomes = self._publisher.outcomes
         for message in self.backlog:
-            outcomes.append((message.token, error if isinstance(error, _SAME_FOR_ALL) else _not_sent(error)))
+            outcomes.append((message.token, error if for_all else _not_sent(error)))
         for message in self.unanswered.values():
-            outcomes.append((message.token, error if isinstance(error, _SAME_FOR_ALL) else _unknown(error)))
+            if limit is not None and len(message.body) > limit:
+                size = f"message {message.id}: {len(message.body)} bytes, and the server takes {limit}"
+                outcomes.append(
+                    (message.token, MessageTooLarge(f"{size}; raise its max_message_size, or send a reference"))
+                )
+            else:
+                outcomes.append((message.token, error if for_all else _unknown(error)))
         self.backlog, self.unanswered = [], {}
         del channel
 

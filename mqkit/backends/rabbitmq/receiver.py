@@ -162,7 +162,12 @@ class RabbitReceiver:
                 self._park(release, tag)
             else:
                 self._keep(release.delivery, tag)
-        self._notes.tidy(now=False)
+        try:
+            self._notes.tidy(now=False)
+        except Lost:
+            raise
+        except Unavailable:  # others have their turn; in a moment it is ours, and nothing depends on it
+            return refused
         return refused
 
     def _acknowledge(self, *, patiently: bool) -> None:

@@ -5,6 +5,7 @@ and in `connection.py` `_output_marshaled_frames` and `_transport._sock`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import pika
 from pika import frame
 
 from mqkit.backends.rabbitmq import deliveries
+
+log = logging.getLogger("mqkit")
 
 READ = 65_536  # bytes taken from the socket at once; pika's 4,096 are four messages
 
@@ -58,7 +61,7 @@ class Stream(_SelectConnection):  # type: ignore[misc]
                 size = deliveries.size(data, at)
                 if size is None:
                     break
-                _, decoded = frame.decode_frame(data[at : at + size])
+                decoded = decoded_frame(data, at, size)
                 at += size
                 self._process_frame(decoded)
         finally:
@@ -72,3 +75,18 @@ class Stream(_SelectConnection):  # type: ignore[misc]
         if channel is not None:
             content = frame.Header(number, len(body), properties)
             channel._on_deliver(frame.Method(number, method), content, body)
+
+
+def decoded_frame(data: bytes, at: int, size: int) -> Any:
+    """
+    By pika, whose decoder fails with many an error on a header that it does not know, that is not a number or is a year too far.
+    Then without the headers: the message would come again and end every connection that it comes to.
+    """
+    try:
+        return frame.decode_frame(data[at : at + size])[1]
+    except Exception as exc:
+        bare = deliveries.without_headers(data, at)
+        if bare is None:
+            raise
+        log.warning("message.headers_unreadable", extra={"error": repr(exc)})
+        return bare

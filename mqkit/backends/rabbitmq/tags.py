@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+MANY = 1000  # tags that are settled and remembered before they are forgotten
+
 
 class Tags:
     """
@@ -61,3 +63,6 @@ class Tags:
             yield tag, False
         over |= done
         done.clear()
+        if len(over) > MANY and 2 * len(over) > len(order):  # behind one that is held for long
+            self._order = deque(tag for tag in order if tag not in over)
+            over.clear()

@@ -123,7 +123,7 @@ def received(
         envelope,
         envelope.attempt,
         None,  # a retry is a copy, with which the server begins to count anew
-        returns if counted else 0,
+        returns if isinstance(returns, int) else 0,  # others may have put anything there
         0,
         envelope.since or None,
         _number(expires),

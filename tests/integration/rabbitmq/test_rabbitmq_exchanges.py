@@ -34,6 +34,23 @@ words: dict[str, dict[str, str]] = {
 }
 
 
+def test_what_waits_for_a_topic_reaches_no_other_whose_name_begins_alike(harness: RabbitHarness) -> None:
+    bus = harness.bus()
+    got: list[tuple[str, str]] = []
+    topics = {name: Topic(name, str, groups=["all"]) for name in ("orders", "orders.eu", "orders.eu.0")}
+    for name, topic in topics.items():
+        bus.on(topic, group="all")(lambda word, name=name: got.append((name, word)))
+    bus.declare(*topics.values())
+    for name, topic in topics.items():
+        bus.publish(topic, name, delay=0.3)
+    with bus.worker():
+        harness.wait(lambda: len(got) >= 3)
+        for topic in topics.values():
+            harness.wait_empty(topic, group="all")
+
+    assert sorted(got) == [(name, name) for name in topics]
+
+
 @pytest.mark.parametrize("kind", EXCHANGES)
 def test_a_group_gets_retries_and_replays_only_of_what_it_is_bound_to(harness: RabbitHarness, kind: str) -> None:
     native, wanted = EXCHANGES[kind]

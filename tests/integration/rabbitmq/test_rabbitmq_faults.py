@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
-from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishFailed, PublishUnknown, TimedOut, Unavailable
+from mqkit.codecs import RAW
+from mqkit.errors import (
+    ConfigError,
+    Denied,
+    MessageTooLarge,
+    MqkitError,
+    NotFound,
+    PublishFailed,
+    PublishUnknown,
+    TimedOut,
+    Unavailable,
+)
 from mqkit.testing.brokers import Certificates, RabbitProcess
 from tests.rabbit_server import RabbitHarness
 from tests.unit.waiting import until
@@ -286,13 +297,37 @@ class TestLosingTheServer:
         bus.publish(numbers, 1)
         harness.server.process.ctl("set_vm_memory_high_watermark", "absolute", "1")
         try:
-            bus.publish_soon(numbers, 2)
+            future = bus.publish_soon(numbers, 2)
             began = time.monotonic()
             with pytest.raises(MqkitError):
                 bus.close(timeout=1.0)
             assert time.monotonic() - began < 6.0
+            assert isinstance(future.exception(0), PublishUnknown)  # it is in the server's socket
         finally:
             harness.server.process.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+class TestLimits:
+    def test_one_message_that_is_too_large_for_the_server_concerns_no_other(self) -> None:
+        blobs = Queue("blobs", bytes, codec=RAW)
+        with RabbitProcess(management=False, config={"max_message_size": "100000"}) as server, Bus(server.url) as bus:
+            bus.declare(blobs)
+            bodies = [bytes(100_001 if number == 5 else 10) for number in range(10)]
+            futures = [bus.publish_soon(blobs, body, id=str(number)) for number, body in enumerate(bodies)]
+            errors = [future.exception(10.0) for future in futures]
+            with pytest.raises(PublishFailed):
+                bus.flush()
+            too_large = errors.pop(5)
+            for number, error in zip([*range(5), *range(6, 10)], errors, strict=True):
+                if error is not None:
+                    assert isinstance(error, (PublishUnknown, PublishFailed))
+                    bus.publish(blobs, bodies[number], id=str(number))
+            with bus.subscription(blobs, prefetch=100) as messages:
+                stored = {delivery.id for delivery in [*messages.receive(max=100), *messages.receive(max=100)]}
+
+            assert isinstance(too_large, MessageTooLarge)
+            assert "100000" in str(too_large)
+            assert stored == {str(number) for number in range(10) if number != 5}
 
 
 class TestTakingTime:

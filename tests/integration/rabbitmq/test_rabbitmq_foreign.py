@@ -50,3 +50,49 @@ def test_what_others_publish_arrives_whole_and_in_its_order(harness: RabbitHarne
         harness.wait_empty(queue)
 
     assert got == sent
+
+
+class InMilliseconds(datetime.datetime):
+    """Written by pika as what a client in Java may take for a time: it reads as one in the year 55,840."""
+
+    def utctimetuple(self) -> Any:
+        return (1970, 1, 1, 0, 0, 1_700_000_000_000)
+
+
+def test_headers_that_pika_cannot_read_stop_nobody(harness: RabbitHarness) -> None:
+    queue, bus = Queue("letters", bytes, codec=RAW), harness.bus()
+    got: list[tuple[bytes, str, str | None]] = []
+
+    @bus.on(queue)
+    def handle(body: bytes, delivery: Delivery[Any]) -> None:
+        got.append((body, delivery.id, delivery.message.native.properties.content_type))
+
+    bus.declare(queue)
+    unreadable = pika.BasicProperties(
+        "text/plain", headers={"known": "x", "when": InMilliseconds(2020, 1, 1)}, message_id="odd"
+    )
+    with harness.native() as channel:
+        for properties in (unreadable, pika.BasicProperties("text/plain", message_id="even")):
+            channel.basic_publish("", names.queue_of(queue.address), b"body", properties)
+    with bus.worker():
+        harness.wait(lambda: len(got) == 2)
+        harness.wait_empty(queue)
+
+    assert got == [(b"body", "odd", "text/plain"), (b"body", "even", "text/plain")]
+
+
+@pytest.mark.parametrize("count", ["3", True, None])
+def test_a_count_of_returns_that_is_none_is_no_count(harness: RabbitHarness, count: object) -> None:
+    queue, bus = Queue("letters", bytes, codec=RAW), harness.bus()
+    got: list[bytes] = []
+    bus.on(queue)(got.append)
+    bus.declare(queue)
+    with harness.native() as channel:
+        channel.basic_publish(
+            "", names.queue_of(queue.address), b"body", pika.BasicProperties(headers={"x-delivery-count": count})
+        )
+    with bus.worker():
+        harness.wait(lambda: got)
+        harness.wait_empty(queue)
+
+    assert got == [b"body"]

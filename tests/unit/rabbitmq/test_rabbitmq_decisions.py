@@ -9,7 +9,7 @@ import pika
 import pika.frame
 import pika.spec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pika import exceptions as amqp
 from pika.adapters.utils import connection_workflow as flow
@@ -20,9 +20,19 @@ from mqkit.backends.parked import Parked, Waiting
 from mqkit.backends.rabbitmq import deliveries, frames, names, topology, wire
 from mqkit.backends.rabbitmq.errors import CODES, ERRORS, nested, refusal, translate
 from mqkit.backends.rabbitmq.options import RabbitOptions, Server
+from mqkit.backends.rabbitmq.stream import decoded_frame
 from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.envelope import Dead, Envelope
-from mqkit.errors import ConfigError, Denied, MessageTooLarge, MqkitError, NotFound, TopologyMismatch, Unencodable
+from mqkit.errors import (
+    ConfigError,
+    Denied,
+    MessageTooLarge,
+    MqkitError,
+    NotFound,
+    TopologyMismatch,
+    Unavailable,
+    Unencodable,
+)
 from mqkit.native import RabbitQueue, RabbitTopic
 
 text = st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="/"), min_size=1, max_size=40)
@@ -55,6 +65,17 @@ class TestNames:
         ways = {names.way_to_queue(one), names.way_to_queue(other), names.way_to_topic(one, 0)}
         assert len(ways) == (2 if one == other else 3)
         assert not any(set("*#") & set(way) for way in ways)
+
+    @given(one=text, other=text, partition=st.integers(0, 9), subject=text)
+    def test_what_waits_for_one_topic_is_bound_to_no_other(
+        self, one: str, other: str, partition: int, subject: str
+    ) -> None:
+        assume(one != other)
+        pattern = names.way_to_topic(one, "#").split(".")
+        for rest in (partition, f"{partition}.{subject}", subject):
+            for name, fits in ((one, True), (other, False), (f"{one}.{other}", False)):
+                words = names.way_to_topic(name, rest).split(".")
+                assert (words[: len(pattern) - 1] == pattern[:-1]) is fits
 
     def test_names_of_the_server_and_of_the_backend_are_out_of_reach(self) -> None:
         for name in ("amq.topic", "mqkit.deliver", "mqkit.delay.3"):
@@ -106,6 +127,20 @@ class TestTags:
 
 def message(key: str | None, id: str = "id") -> Received:
     return Received(0, Address("queue", "q"), id, b"", key, {}, Envelope())
+
+
+class TestManyTags:
+    def test_what_is_settled_behind_one_that_is_not_is_forgotten(self) -> None:
+        tags = Tags()
+        for tag in range(1, 100_001):
+            tags.came(tag)
+            if tag > 1:
+                tags.done(tag)
+            assert [*tags.acknowledgements()] == ([(tag, False)] if tag > 1 else [])
+
+        assert len(tags._order) + len(tags._over) < 5000
+        tags.done(1)
+        assert [*tags.acknowledgements()] == [(1, False)]
 
 
 class TestParked:
@@ -285,6 +320,19 @@ class TestDeliveries:
         assert read == deliveries.Delivery(3, DELIVER, properties, body, end)
         assert deliveries.SOUND
 
+    def test_headers_that_pika_cannot_read_are_left_out(self) -> None:
+        properties = pika.BasicProperties("a", "b", headers={"when": 1_700_000_000_000}, priority=2, message_id="m")
+        written = (
+            pika.frame.Header(3, 5, properties).marshal().replace(b"\x04whenl", b"\x04whenT")
+        )  # a time in milliseconds
+        with pytest.raises(ValueError, match="year"):
+            pika.frame.decode_frame(written)
+
+        header = decoded_frame(b"before" + written, 6, len(written))
+
+        assert (header.channel_number, header.body_size) == (3, 5)
+        assert header.properties == pika.BasicProperties("a", "b", priority=2, message_id="m")
+
     def test_half_a_delivery_is_incomplete(self) -> None:
         properties = pika.BasicProperties("json", headers={"a": "b"}, priority=1, message_id="1", type="t")
         written = delivered(properties, b"hello", 100)
@@ -327,6 +375,24 @@ class TestErrors:
     @pytest.mark.parametrize("cls", list(exception_classes()), ids=lambda cls: cls.__name__)
     def test_every_exception_of_pika_has_a_row(self, cls: type[BaseException]) -> None:
         assert cls in ERRORS
+
+    @pytest.mark.parametrize(
+        ("reason", "kind"),
+        [
+            (amqp.StreamLostError("Stream connection lost: EOF"), Unavailable),
+            (amqp.ConnectionClosedByBroker(320, "CONNECTION_FORCED - broker forced connection closure"), Unavailable),
+            (amqp.ConnectionClosedByBroker(530, "NOT_ALLOWED - connection limit (5) is reached"), Unavailable),
+            (amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused"), Denied),
+            (amqp.ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'a' refused"), Denied),
+        ],
+    )
+    @pytest.mark.parametrize("guess", [amqp.ProbableAuthenticationError, amqp.ProbableAccessDeniedError])
+    def test_an_end_during_the_handshake_is_a_refusal_where_the_server_says_so(
+        self, guess: type[amqp.AMQPError], reason: amqp.AMQPError, kind: type[MqkitError]
+    ) -> None:
+        hidden = flow.AMQPConnectionWorkflowFailed([flow.AMQPConnectorAMQPHandshakeError(guess(repr(reason)))])
+
+        assert type(translate(hidden, "RabbitMQ")) is kind
 
     def test_a_cause_is_found_wherever_pika_hides_it(self) -> None:
         cause = ssl.SSLCertVerificationError("certificate verify failed: CERTIFICATE_VERIFY_FAILED")
