@@ -151,8 +151,9 @@ class RedisPublisher:
         expected, connection = self._expected, self._connection
         while expected and connection.readable():
             reply = connection.reply()
-            answer, messages, _ = expected.popleft()
+            answer, messages, _ = expected[0]
             outcomes = answer(reply, messages)
+            expected.popleft()  # now: what an answer fails with must not take its messages along
             if self._replicas and answer != self._topic_known:
                 by_token = {id(message.token): message for message in messages}
                 self._unconfirmed += [(by_token[id(token)], error) for token, error in outcomes]
@@ -194,12 +195,15 @@ class RedisPublisher:
 
     def _scripts_answer(self, reply: Any, messages: Sequence[Outgoing]) -> list[Outcome]:
         if isinstance(reply, ScriptMissing):
-            self._connection.load([scripts.PUBLISH])
-            self._send(self._scripted(list(messages), time.monotonic()))
+            # Not waited for: what comes next answers commands that are under way already.
+            now = time.monotonic()
+            self._expected.append(_Expected(self._script_loaded, (), now))
+            self._send(pack("SCRIPT", "LOAD", scripts.PUBLISH.text) + self._scripted(list(messages), now))
             return []
         if isinstance(reply, MqkitError):
             error = self._refused(reply)
             return [(message.token, error) for message in messages]
+        self._blocked = None
         outcomes: list[Outcome] = []
         for message, said in zip(messages, reply, strict=True):
             if said in (b"ok", b"dup"):  # a duplicate is there already, which is what was asked for
@@ -210,6 +214,13 @@ class RedisPublisher:
             else:
                 outcomes.append((message.token, PublishFailed(f"Redis refuses message {message.id}: {said.decode()}")))
         return outcomes
+
+    def _script_loaded(self, reply: Any, messages: Sequence[Outgoing]) -> list[Outcome]:
+        """Raises why it was not, or what is run next would be missing again, without end."""
+        del messages
+        if isinstance(reply, MqkitError):
+            raise reply
+        return []
 
     def _replicated(self, reply: Any, messages: Sequence[Outgoing]) -> list[Outcome]:
         del messages

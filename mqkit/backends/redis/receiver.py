@@ -102,7 +102,9 @@ class RedisReceiver:
                 if now >= deadline:
                     break
                 if self._reading_since is not None or room == 0:  # else a read was ended, or was only a look
-                    wait(self._bell, self._rd, min(deadline, self._tick_at) - now)
+                    # Without a read under way nothing comes there but its end, which would end every wait.
+                    reading = self._rd if self._reading_since is not None else None
+                    wait(self._bell, reading, min(deadline, self._tick_at) - now)
         except Broken as exc:
             self._disconnect()
             raise Unavailable(f"{exc}; connecting again") from exc
@@ -114,7 +116,7 @@ class RedisReceiver:
         ctl = self._need()
         field = f"{self._number(delivery.native)}{delivery.native.id}"
         try:
-            ctl.call("HSET", self._unit.alone, field, delivery.solo + 1)
+            ctl.run(scripts.WRITE, [self._unit.alone], ["HSET", field, delivery.solo + 1])
         except Broken as exc:
             self._disconnect()
             raise Unavailable(str(exc)) from exc
@@ -192,7 +194,7 @@ class RedisReceiver:
     def _register(self, connection: Connection) -> None:
         self._name = secrets.token_hex(8)
         until = round((self._clock.now() + self._lease) * 1000)
-        connection.call("ZADD", self._keys.owners, until, self._name)
+        connection.run(scripts.WRITE, [self._keys.owners], ["ZADD", until, self._name])
 
     def _recover(self) -> None:
         """What the server says we hold and we have not heard of: it was in an answer that never came."""
@@ -307,7 +309,7 @@ class RedisReceiver:
         self._read_is_void = self._reading_since is not None
         old, ctl = self._name, self._need()
         # Whatever a read may still bring under the old name goes to others at once, not after a lease.
-        ctl.call("ZADD", self._keys.owners, -round(self._clock.now() * 1000), old)
+        ctl.run(scripts.WRITE, [self._keys.owners], ["ZADD", -round(self._clock.now() * 1000), old])
         self._register(ctl)
 
     def _lost(self) -> LeaseLost:

@@ -149,16 +149,16 @@ def received(
     entry = _new_entry(Entry, (stream, id.decode()))
     if len(fields) == 8 and fields[0] == b"id" and fields[4] == b"h" and fields[6] == b"body":
         try:
-            head = _decode_head(fields[5])
-        except msgspec.DecodeError:
-            return _foreign(address, entry, fields, count, died_alone)
+            head, message_id, key = _decode_head(fields[5]), fields[1].decode(), fields[3].decode()
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _foreign(address, entry, fields, count, died_alone, note)
         envelope = head.envelope
         attempt, since, before, solo = head.attempt, head.since, head.deliveries, head.solo
         if note:
             noted = _decode_note(note.partition(b" ")[2])
             attempt, since, before, solo = noted.attempt, noted.since, noted.deliveries, noted.solo
         return Received(
-            next(_handles), address, fields[1].decode(), fields[7], fields[3].decode() or None, head.headers, envelope,
+            next(_handles), address, message_id, fields[7], key or None, head.headers, envelope,
             envelope.attempt if attempt is None else attempt, before + count, head.lost + count - 1,
             died_alone or solo, since, head.expires, 0, None, entry,
         )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
-from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
+from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.native import RedisQueue
 from mqkit.testing.brokers import RedisProcess, RedisUser
 from mqkit.testing.chaos import FaultProxy
@@ -25,16 +25,17 @@ from tests.unit.waiting import until
 pytestmark = pytest.mark.slow
 
 words = Queue("words", str)
+keyed = Queue("keyed", str, key=lambda word: word.split()[0])
 
 
 class Consumer:
     """A bus with a worker that notes what it handles."""
 
-    def __init__(self, url: str, *, gate: threading.Event | None = None) -> None:
+    def __init__(self, url: str, queue: Queue[str] = words, *, gate: threading.Event | None = None) -> None:
         self.bus = Bus(url)
         self.seen: list[str] = []
 
-        @self.bus.on(words, concurrency=4)
+        @self.bus.on(queue, concurrency=4)
         def handle(word: str) -> None:
             if gate is not None:
                 gate.wait(30)
@@ -87,6 +88,24 @@ def test_memory_is_full_publishes_fail_typed_while_consumers_go_on_settling() ->
             until(lambda: len(consumer.seen) == accepted)
             until(lambda: client(server).xlen("{mqkit}:q:words") == 0)
             consumer.bus.publish(words, "room again")
+            until(lambda: consumer.seen[-1] == "room again")
+
+
+@pytest.mark.parametrize("queue", [words, keyed], ids=lambda queue: queue.name)
+def test_consumers_that_start_while_memory_is_full_make_room(queue: Queue[str]) -> None:
+    with RedisProcess(maxmemory="8mb", config={"maxmemory-policy": "noeviction"}) as server, Bus(server.url) as bus:
+        accepted = 0
+        with pytest.raises(PublishFailed, match="memory"):
+            while True:
+                bus.publish(queue, f"{accepted:20000}")
+                accepted += 1
+        with pytest.raises(redis.OutOfMemoryError):
+            client(server).set("anything", "small")
+
+        consumer = Consumer(server.url, queue)
+        with consumer.working():
+            until(lambda: len(consumer.seen) == accepted)
+            bus.publish(queue, "room again")
             until(lambda: consumer.seen[-1] == "room again")
 
 
@@ -206,6 +225,27 @@ def test_scripts_that_the_server_forgot_are_loaded_again(server: RedisProcess) -
         until(lambda: native.xlen("{mqkit}:q:words") + native.xlen("{mqkit}:q:words/r") == 0)
 
     assert Counter(consumer.seen) == Counter(map(str, range(100)))
+
+
+def test_scripts_that_were_forgotten_with_much_under_way_confuse_no_answers(server: RedisProcess) -> None:
+    consumer, missing = Consumer(server.url), Queue("nobody declares it", str, declare=False)
+    with consumer.working(), client(server) as native:
+        lost = []
+        for round in range(20):
+            native.script_flush()
+            for number in range(25):
+                consumer.bus.publish_soon(words, f"{round} {number} delayed", delay=0.01)
+                consumer.bus.publish_soon(words, f"{round} {number}")
+            lost.append(consumer.bus.publish_soon(missing, "nowhere"))
+            with pytest.raises(NotFound):
+                consumer.bus.flush()
+        until(lambda: len(consumer.seen) == 1000)
+        until(lambda: native.xlen("{mqkit}:q:words") + native.xlen("{mqkit}:q:words/r") == 0)
+
+    assert {type(future.exception(0)) for future in lost} == {NotFound}
+    assert Counter(consumer.seen) == Counter(
+        f"{round} {number}{kind}" for round in range(20) for number in range(25) for kind in ("", " delayed")
+    )
 
 
 def test_connections_that_are_killed_double_nothing_and_lose_nothing(server: RedisProcess) -> None:

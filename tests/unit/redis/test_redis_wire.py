@@ -148,3 +148,14 @@ def test_no_two_sources_share_a_key() -> None:
     keys += [KEYS.of(Address("topic", name)) for name in names]
     keys += [key for name in names for key in KEYS.waiting(Address("topic", name))]
     assert len(keys) == len(set(keys))
+
+
+def test_an_entry_of_our_layout_whose_id_or_key_is_no_text_stops_nobody() -> None:
+    for at in (1, 3):
+        fields = fields_of(outgoing())
+        fields[at] = b"\xff\xfe"
+
+        got = wire.received(EMAILS, "stream", b"5-0", fields)
+
+        assert got.body == fields[7]
+        assert got.id
