@@ -30,9 +30,8 @@ class Topology:
         self._destinations: dict[str, Destination[Any]] = {}
         # Destinations already compared, by id(). Not kept alive: a program may make one per message.
         self._noted: dict[int, weakref.ref[Destination[Any]]] = {}
-        self._declarations: dict[
-            Address, tuple[Declaration, ...]
-        ] = {}  # replaced, never changed: read without the lock
+        # Each tuple is replaced, never changed: it is read without the lock.
+        self._declarations: dict[Address, tuple[Declaration, ...]] = {}
         self._done: set[Address] = set()
 
     def knows(self, destination: object) -> bool:
