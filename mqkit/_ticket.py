@@ -14,8 +14,8 @@ from mqkit.backends.base import Outgoing
 from mqkit.errors import PublishUnknown, TimedOut
 
 # Claiming (pump) against withdrawing (caller whose time ran out): whoever is first decides, so a ticket withdrawn is
-# certainly not sent. Taken once per batch and once per time-out, hence one lock for all. Reentrant, as every lock that a
-# caller of `publish` takes: its thread may be interrupted there by a signal whose handler publishes.
+# certainly not sent. Taken once per batch and once per time-out, hence one lock for all. Reentrant, as the others on the
+# way of a publish: its thread may be interrupted there by a signal whose handler publishes.
 _claims = threading.RLock()
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)

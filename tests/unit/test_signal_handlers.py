@@ -31,14 +31,16 @@ def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bus]:
 
 
 @contextmanager
-def interruptions(handle: Callable[[], None]) -> Iterator[Callable[[], int]]:
-    """This thread runs `handle` in a signal handler again and again; yields how often it did."""
-    handled = 0
+def interruptions(handle: Callable[[], object]) -> Iterator[Callable[[], int]]:
+    """This thread runs `handle` in a signal handler again and again, never within itself; yields how often it did."""
+    handled, inside = 0, threading.Lock()
 
     def on_signal(*_: object) -> None:
         nonlocal handled
-        handle()
-        handled += 1
+        if inside.acquire(blocking=False):
+            handle()
+            inside.release()
+            handled += 1
 
     before = signal.signal(signal.SIGVTALRM, on_signal)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0.001, 0.001)  # while the process works, not while it waits
@@ -50,7 +52,7 @@ def interruptions(handle: Callable[[], None]) -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def interrupted_in(function: Any, handle: Callable[[], None]) -> Iterator[None]:
+def interrupted_in(function: Any, handle: Callable[[], object]) -> Iterator[None]:
     """`handle` runs in a signal handler, once, where this thread calls `function` next."""
     assert isinstance(function, FunctionType)
     interrupted = False
@@ -107,14 +109,8 @@ def test_a_signal_handler_that_interrupts_a_spill_is_told_so_and_harms_nothing()
 
 @pytest.mark.parametrize("soon", [False, True], ids=["publish", "publish_soon and flush"])
 def test_a_signal_handler_that_interrupts_a_publish_publishes(bus: Bus, soon: bool) -> None:
-    sent, inside = count(), threading.Lock()
-
-    def publish() -> None:
-        if inside.acquire(blocking=False):  # not within itself, without end
-            bus.publish(numbers, next(sent))
-            inside.release()
-
-    with interruptions(publish) as interrupted:
+    sent = count()
+    with interruptions(lambda: bus.publish(numbers, next(sent))) as interrupted:
         while interrupted() < INTERRUPTED:
             for _ in range(100):
                 bus.publish_soon(numbers, next(sent)) if soon else bus.publish(numbers, next(sent))

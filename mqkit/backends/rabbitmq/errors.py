@@ -149,6 +149,9 @@ def too_large(exc: BaseException) -> int | None:
 
 def refusal(exc: BaseException, what: str) -> MqkitError:
     """The typed error for a channel that the server closed because of one request; `what` names that."""
+    limit = too_large(exc)
+    if limit is not None:
+        return MessageTooLarge(f"{what}: one message was larger than the {limit} bytes that RabbitMQ takes")
     code = getattr(exc, "reply_code", 0)
     if isinstance(exc, amqp.ChannelClosedByBroker) and code in CODES:
         kind, words = CODES[code]

@@ -67,7 +67,7 @@ class Notes:
         except NotFound:
             return {}
         found: dict[str, Note] = {}
-        with self._turn() as channel:
+        with self._turn(self._connection.server.options.patience) as channel:
             for note, _ in self._all(channel):
                 have = found.setdefault(note.id, note)
                 if have is not note:
@@ -116,7 +116,7 @@ class Notes:
         if not self._over or not (now or time.monotonic() - self._tidied > TIDY):
             return
         self._tidied = time.monotonic()
-        with self._turn() as channel:
+        with self._turn(self._connection.server.options.patience if now else 0.0) as channel:
             for note, tag in self._all(channel):
                 if note.id in self._over:
                     channel.basic_ack(tag)
@@ -125,15 +125,14 @@ class Notes:
         self._over.clear()
 
     @contextmanager
-    def _turn(self) -> Iterator[Any]:
+    def _turn(self, patience: float) -> Iterator[Any]:
         """
         A channel to take notes from; what is not acknowledged there goes back. One process at a time, for a note that somebody
         has taken is hidden from all others: an exclusive queue is the lock, which dies with its holder's connection.
 
         Raises:
-            Unavailable: Others have had their turn for longer than the server's usual patience.
+            Unavailable: Others have had their turn for all of `patience`, in seconds.
         """
-        patience = self._connection.server.options.patience
         lock, until = names.turn_of(self._address), time.monotonic() + patience
         while True:
             channel = self._connection.channel()
@@ -150,7 +149,7 @@ class Notes:
             except Lost:
                 raise
             except Unavailable:  # 405 RESOURCE_LOCKED
-                if time.monotonic() > until:
+                if time.monotonic() >= until:
                     raise
                 self._connection.pause(LOOK)
         try:

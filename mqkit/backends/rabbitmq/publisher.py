@@ -122,7 +122,7 @@ class _Lane:
             return
         error = refusal(reason, f"publishing through {self.name!r}" if self.name else "publishing to a queue")
         limit = too_large(reason)  # of one message; what was sent before it may be stored
-        for_all = limit is None and isinstance(error, _SAME_FOR_ALL)
+        for_all = isinstance(error, _SAME_FOR_ALL)
         outcomes = self._publisher.outcomes
         for message in self.backlog:
             outcomes.append((message.token, error if for_all else _not_sent(error)))

@@ -164,10 +164,9 @@ class RabbitReceiver:
                 self._keep(release.delivery, tag)
         try:
             self._notes.tidy(now=False)
-        except Lost:
-            raise
-        except Unavailable:  # others have their turn; in a moment it is ours, and nothing depends on it
-            return refused
+        except Unavailable as exc:  # others have their turn; in a moment it is ours, and nothing depends on it
+            if isinstance(exc, Lost):
+                raise
         return refused
 
     def _acknowledge(self, *, patiently: bool) -> None:

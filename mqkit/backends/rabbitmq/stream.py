@@ -1,6 +1,6 @@
 """
 pika's connection, which does by the batch what pika does frame by frame. The private names of pika that mqkit uses are here,
-and in `connection.py` `_output_marshaled_frames` and `_transport._sock`.
+and in `connection.py` `_output_marshaled_frames`, `_transport._sock` and `_waking_mutex`.
 """
 
 from __future__ import annotations
