@@ -23,7 +23,8 @@ from mqkit.backends.rabbitmq.stream import Stream
 from mqkit.errors import Lost, MqkitError, Unavailable
 
 SILENCE = 3.0  # seconds without a byte from the server after which it is asked whether it lives
-ANSWER = 2.0  # ... and seconds it has for the answer
+ANSWER = 2.0  # ... and seconds it has for the answer, or for the next bytes of a long upload before it
+UPLOAD = 4_096  # bytes on their way that may take long
 AT_ONCE = 16  # acknowledgements a queue takes without letting others wait
 PACE = 0.005  # seconds it has for them before the next ones
 FAREWELL = 1.0  # seconds a polite close may take
@@ -50,6 +51,7 @@ class Connection:
         self._probed_at: float | None = None
         self._heard = 0
         self._heard_at = time.monotonic()
+        self._unsent = self._taken = 0  # when it was asked, see `Stream`
         self.blocked: str | None = None
         try:
             self._pika = self._connect()
@@ -284,10 +286,20 @@ class Connection:
         elif self._probed_at is None:
             if now - self._heard_at > SILENCE:
                 self._control.basic_qos(callback=_ignore)
-                self._probed_at = now
+                self._poll(0.0)  # out with it, for the next step may be long in coming
+                self._give_time(now)
         elif now - self._probed_at > ANSWER:
-            self.abort()
-            raise Lost(f"{self.server} is silent for {now - self._heard_at:.0f} s and does not answer")
+            unsent, taken = self._unsent, self._taken
+            self._give_time(now)
+            if unsent < UPLOAD or self._taken <= taken:
+                self.abort()
+                raise Lost(f"{self.server} is silent for {now - self._heard_at:.0f} s and does not answer")
+
+    def _give_time(self, now: float) -> None:
+        """The question stands behind what is on its way."""
+        self._probed_at = now
+        self._unsent = self._pika.unsent()
+        self._taken = self._pika.bytes_sent - self._unsent
 
     def _on_wake(self) -> None:
         self._woken = True

@@ -9,59 +9,45 @@ over because its process died right after the verdict is dropped by the server a
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-import pika
 from pika.spec import Basic
 
 from mqkit.backends.base import Address, Received
-from mqkit.backends.rabbitmq import names, topology
+from mqkit.backends.rabbitmq import names
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import Declarer
+from mqkit.backends.rabbitmq.note import Note, decode
+from mqkit.backends.rabbitmq.note_writer import NoteWriter
 from mqkit.errors import Lost, NotFound, Unavailable
 
 TIDY = 1.0  # seconds between two rounds of removing what is over
 LOOK = 0.05  # seconds between two looks whether others have ended their turn
 
 
-class Note(msgspec.Struct, omit_defaults=True):
-    """Of one message. `alone`: how often it began to run alone; the rest as in the `Release` of its last failed try."""
-
-    id: str
-    alone: int = 0
-    attempt: int = 0
-    since: float | None = None
-    due: float = 0.0
-
-
 _CLASSIC = {"x-queue-type": "classic"}  # whatever kind the vhost prefers
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Note).decode
 
 
 class Notes:
-    """The notes of one source. Blocking, each step bounded by the connection's patience, but for `write`."""
+    """The notes of one source, read on its consumer's connection. Blocking, each step bounded by the connection's patience."""
 
     def __init__(self, connection: Connection, address: Address) -> None:
         self._connection = connection
         self._address = address
         self._queue = names.notes_of(address)
         self._declarer = Declarer(connection)
-        self._out: Any = None  # the channel for writing, with confirms
-        self._written = self._confirmed = 0
-        self._refused = False
+        self._writer = NoteWriter(connection.server, address)
         self._known: set[str] = set()  # ids with notes, as far as this process knows
         self._alone: set[str] = set()
         self._over: set[str] = set()
         self._tidied = time.monotonic()
 
     def read(self) -> dict[str, Note]:
-        """By message id."""
+        """By the names that `name_of` gives messages."""
         try:
             self._declarer.count(self._queue)  # is there one? What is in it, only reading it tells
         except NotFound:
@@ -79,50 +65,53 @@ class Notes:
         return found
 
     def write(self, note: Note) -> None:
-        """Does not wait for the server; `confirm` does."""
-        out = self._out if self._out is not None and self._out.is_open else self._open()
-        out.basic_publish("", self._queue, _encode(note), pika.BasicProperties(delivery_mode=2))
-        self._written += 1
+        """As `NoteWriter.write`."""
+        self._writer.write(note)
         self._known.add(note.id)
         if note.alone:
             self._alone.add(note.id)
 
+    def serve(self) -> None:
+        """As `NoteWriter.serve`."""
+        self._writer.serve()
+
     def confirm(self, timeout: float | None = None) -> None:
-        """Raises `Unavailable` when the server does not have what was written."""
-        if self._out is not None:
-            self._connection.wait(
-                lambda: self._confirmed >= self._written or not self._out.is_open, "taking a note", timeout
-            )
-            if self._refused or not self._out.is_open:
-                raise Unavailable(f"{self._connection.server} did not take a note about a message of {self._address}")
+        """As `NoteWriter.confirm`."""
+        self._writer.confirm(timeout)
+
+    def close(self) -> None:
+        self._writer.close()
 
     def released(self, received: Received, note: Note | None) -> None:
         """It stays in its place. A verdict or having survived alone ends what was noted; a new note, if any, takes its place."""
-        if received.id in self._alone and (note is not None or not received.solo):
-            self.over(received.id)
+        if self._alone and name_of(received) in self._alone and (note is not None or not received.solo):
+            self.over(received)
             self.tidy(now=True)
             if note is None and received.attempt > 1:
-                note = Note(received.id, 0, received.attempt, received.since)
+                note = Note(name_of(received), 0, received.attempt, received.since)
         if note is not None:
             self.write(note)
 
-    def over(self, id: str) -> None:
+    def over(self, received: Received) -> None:
         """It has its verdict."""
-        if id in self._known:
-            self._over.add(id)
+        if self._known and (name := name_of(received)) in self._known:
+            self._over.add(name)
 
     def tidy(self, *, now: bool) -> None:
         """Remove what is over: at once, or when it is time to."""
         if not self._over or not (now or time.monotonic() - self._tidied > TIDY):
             return
         self._tidied = time.monotonic()
+        over = self._over - self._writer.unconfirmed  # those may arrive after we have looked
+        if not over:
+            return
         with self._turn(self._connection.server.options.patience if now else 0.0) as channel:
             for note, tag in self._all(channel):
-                if note.id in self._over:
+                if note.id in over:
                     channel.basic_ack(tag)
-        self._known -= self._over
-        self._alone -= self._over
-        self._over.clear()
+        self._known -= over
+        self._alone -= over
+        self._over -= over
 
     @contextmanager
     def _turn(self, patience: float) -> Iterator[Any]:
@@ -162,30 +151,13 @@ class Notes:
             self._connection.call(channel, "ending a turn at the notes", channel.queue_delete, queue=lock)
             channel.close()
 
-    def _open(self) -> Any:
-        self._declarer.make(topology.notes(self._address))
-        self._out = channel = self._connection.channel()
-        self._written = self._confirmed = 0
-        self._refused = False
-        self._connection.call(
-            channel,
-            "asking for confirms",
-            lambda callback: channel.confirm_delivery(self._on_confirm, callback=callback),
-        )
-        return channel
-
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
-        self._confirmed = max(self._confirmed, method.delivery_tag) if method.multiple else self._confirmed + 1
-        self._refused = self._refused or method.NAME != "Basic.Ack"
-
     def _all(self, channel: Any) -> list[tuple[Note, int]]:
         found: list[tuple[Note, int]] = []
         ended: list[Any] = []
 
         def got(_: Any, method: Any, properties: Any, body: bytes) -> None:
             del properties
-            found.append((_decode(body), method.delivery_tag))
+            found.append((decode(body), method.delivery_tag))
 
         channel.add_callback(ended.append, [Basic.GetEmpty])
         while not ended and channel.is_open:
@@ -193,3 +165,15 @@ class Notes:
             channel.basic_get(self._queue, got)
             self._connection.wait(lambda: len(found) > before or ended or not channel.is_open, "reading notes")  # noqa: B023
         return found
+
+
+def name_of(received: Received) -> str:
+    """
+    What a message is called in notes: its id. One that came without has another id at every hand-out, and is called by what it
+    says; if there are several of them, one of them kills as well as the other.
+    """
+    native = received.native
+    if native.properties.message_id is not None:
+        return received.id
+    text = f"{native.exchange}\n{native.routing_key}\n".encode()
+    return hashlib.sha256(text + received.body).hexdigest()

@@ -17,7 +17,8 @@ from mqkit.backends.parked import Parked, Waiting
 from mqkit.backends.rabbitmq import names, topology, wire
 from mqkit.backends.rabbitmq.connection import Connection, closing_reason
 from mqkit.backends.rabbitmq.errors import refusal
-from mqkit.backends.rabbitmq.notes import Note, Notes
+from mqkit.backends.rabbitmq.note import Note
+from mqkit.backends.rabbitmq.notes import Notes, name_of
 from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import LeaseLost, Lost, MqkitError, Unavailable
 
@@ -48,7 +49,7 @@ class RabbitReceiver:
         self._queues = names.queues_of(source.address, source.partitions)
         self._notes = Notes(connection, source.address)
         self._read_notes: dict[str, Note] | None = None  # within one call of `_take`
-        self._ran_alone: set[str] = set()  # and have no verdict yet
+        self._ran_alone: dict[str, Received] = {}  # and have no verdict yet; by their names in notes
         self._parked = Parked()
         self._tags = Tags()
         self._inbox: deque[tuple[Any, Any, bytes]] = deque()
@@ -103,12 +104,14 @@ class RabbitReceiver:
         began = time.monotonic()
         self._connection.step(self._patience(room, timeout) if not refused else 0.0)
         self._served = began  # not now: it may have slept inside
+        self._notes.serve()
         self._check()
         return Turn(self._take(room) if room else (), (), refused)
 
     def isolate(self, delivery: Received) -> None:
-        self._ran_alone.add(delivery.id)
-        self._notes.write(Note(delivery.id, alone=1))
+        name = name_of(delivery)
+        self._ran_alone[name] = delivery
+        self._notes.write(Note(name, alone=1))
         self._notes.confirm()
 
     def flush(self, timeout: float) -> Turn:
@@ -128,9 +131,10 @@ class RabbitReceiver:
         self._closed = True
         if self._ran_alone:  # who is given back while it runs alone has killed nobody
             with contextlib.suppress(MqkitError):
-                for id in self._ran_alone:
-                    self._notes.over(id)
+                for received in self._ran_alone.values():
+                    self._notes.over(received)
                 self._notes.tidy(now=True)
+        self._notes.close()
         if self._ordered or self._address.dead:
             self._connection.abort()  # a farewell would activate the next consumer before it returned what we hold
         else:
@@ -141,8 +145,8 @@ class RabbitReceiver:
     def _carry_out(self, *, patiently: bool) -> Sequence[tuple[Received, MqkitError]]:
         self._check()
         staged, self._staged = self._staged, []
-        if self._ran_alone:
-            self._ran_alone.difference_update(settlement.delivery.id for settlement in staged)
+        for settlement in staged if self._ran_alone else ():
+            self._ran_alone.pop(name_of(settlement.delivery), None)
         refused: list[tuple[Received, MqkitError]] = []
         released: list[tuple[Release, int]] = []
         hands, tags = self._hands, self._tags
@@ -153,7 +157,7 @@ class RabbitReceiver:
                 refused.append((received, LeaseLost(f"{received.id} of {self._address} is not in hand any more")))
             elif isinstance(settlement, Done):
                 tags.done(tag)
-                self._notes.over(received.id)
+                self._notes.over(received)
             else:
                 released.append((settlement, tag))
         self._acknowledge(patiently=patiently)
@@ -183,7 +187,7 @@ class RabbitReceiver:
     def _keep(self, received: Received, tag: int) -> None:
         """Given back: for a moment it stays here, because the server would count its return as if its holder had died."""
         if not received.solo:  # if it ran alone, that was now
-            self._notes.over(received.id)
+            self._notes.over(received)
         if not self._kept:
             self._kept_since = time.monotonic()
         self._kept.append((tag, received))
@@ -211,7 +215,7 @@ class RabbitReceiver:
         note = None
         if release.attempt is not None:
             changes = {"attempt": release.attempt, "since": release.since, "lost": 0, "solo": 0}
-            note = Note(received.id, 0, release.attempt, release.since, due)
+            note = Note(name_of(received), 0, release.attempt, release.since, due)
         self._notes.released(received, note)
         self._parked.put(Waiting(tag, msgspec.structs.replace(received, **changes), due))
 
@@ -255,7 +259,7 @@ class RabbitReceiver:
         """What its last holder wrote about a message that has come back. True: it has to wait, in its place."""
         if self._read_notes is None:
             self._read_notes = self._notes.read()
-        note = self._read_notes.get(received.id)
+        note = self._read_notes.get(name_of(received))
         if note is None:
             return False
         received.solo = note.alone

@@ -5,7 +5,10 @@ and in `connection.py` `_output_marshaled_frames`, `_transport._sock` and `_waki
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import struct
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +16,10 @@ import pika
 from pika import frame
 
 from mqkit.backends.rabbitmq import deliveries
+
+if sys.platform != "win32":
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
 
 log = logging.getLogger("mqkit")
 
@@ -35,6 +42,14 @@ class Stream(_SelectConnection):  # type: ignore[misc]
             self.held.extend(marshaled_frames)
         elif marshaled_frames:
             super()._output_marshaled_frames([b"".join(marshaled_frames)])
+
+    def unsent(self) -> int:
+        """Bytes of `bytes_sent` that the other machine has not taken; where the system does not tell, those that this one has not."""
+        waiting: int = self._transport.get_write_buffer_size()
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # the socket is closed, or the system does not tell
+                waiting += struct.unpack("i", ioctl(self._transport._sock, TIOCOUTQ, bytes(4)))[0]
+        return waiting
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = READ

@@ -775,6 +775,25 @@ class TestFailures:
         harness.wait(lambda: {line for one in (*killed, survivor) for line in one.lines()} == others, within=20.0)
 
     @pytest.mark.slow
+    @case("F.26", needs=("survives_process", "processes", "lost", "inject"))
+    def test_a_foreign_message_that_kills_its_process_dies_of_crashes_too(self, harness: Harness) -> None:
+        name, bus, url = harness.unique("numbers"), harness.bus(), short_lease(harness)
+        numbers = Queue(name, int)
+        bus.declare(numbers)
+        for number in range(5):
+            harness.inject(numbers, b"%d" % number, {})
+        letters = bus.dead_letters(numbers)
+
+        killed = []
+        for _ in range(3):  # two in company of others, one alone
+            killed.append(harness.consumer("consume_poison", name, "3", url=url))
+            killed[-1].wait()
+        harness.consumer("consume_poison", name, "3", url=url)
+        [dead] = harness.wait(letters.list, within=20.0)
+
+        assert (dead.message.body, dead.reason.partition(":")[0]) == (b"3", "crashes")
+
+    @pytest.mark.slow
     @case("F.26", needs=("survives_process", "processes", "lost"))
     def test_what_speaks_against_a_message_is_not_forgotten_when_it_is_given_back(self, harness: Harness) -> None:
         name, url = harness.unique("numbers"), short_lease(harness)

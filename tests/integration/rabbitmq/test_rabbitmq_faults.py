@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit.backends.rabbitmq.connection import ANSWER, SILENCE
 from mqkit.codecs import RAW
 from mqkit.errors import (
     ConfigError,
@@ -262,6 +263,19 @@ class TestLosingTheServer:
             bus.publish(numbers, 3, timeout=30.0)
             harness.wait(lambda: 3 in seen, within=30.0)
 
+    def test_an_upload_that_takes_long_is_no_silence(self, harness: RabbitHarness) -> None:
+        blobs = Queue("blobs", bytes, codec=RAW)
+        url = harness.url_with(lease=120)  # that the server says nothing by itself
+        with harness.proxy() as proxy, Bus(proxy.through(url)) as bus:
+            bus.declare(blobs)
+            proxy.slow(rate=400_000)
+            began = time.monotonic()
+            bus.publish(blobs, bytes(4_000_000), timeout=60.0)
+            took = time.monotonic() - began
+
+        assert took > SILENCE + ANSWER + 1.0
+        assert harness.depth(blobs).ready == 1
+
     def test_under_a_memory_alarm_publishes_wait_to_their_bound_and_consumers_go_on(
         self, harness: RabbitHarness
     ) -> None:
@@ -291,6 +305,27 @@ class TestLosingTheServer:
             harness.wait(lambda: 6 in seen)
 
         assert Counter(seen)[6] == 1
+
+    def test_under_a_memory_alarm_ordered_messages_that_fail_go_on_being_tried(self, harness: RabbitHarness) -> None:
+        steps, seen = Queue("steps", int, key=lambda step: f"key {step % 2}"), list[tuple[int, int]]()
+        consuming, others = harness.bus(), harness.bus()
+
+        @consuming.on(steps, concurrency=1, retry=Retry(attempts=3, backoff=fixed(0.1)))
+        def handle(step: int, delivery: Delivery[int]) -> None:
+            seen.append((step, delivery.attempt))
+            if delivery.attempt < 3:
+                raise ValueError("not yet")
+
+        others.publish_many(steps, range(6))
+        harness.server.process.ctl("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            with consuming.worker():
+                harness.wait(lambda: len(seen) == 18, within=20.0)
+                harness.wait_empty(steps)
+        finally:
+            harness.server.process.ctl("set_vm_memory_high_watermark", "0.4")
+
+        assert sorted(seen) == [(step, attempt) for step in range(6) for attempt in (1, 2, 3)]
 
     def test_closing_under_an_alarm_is_bounded(self, harness: RabbitHarness) -> None:
         bus = harness.bus()
