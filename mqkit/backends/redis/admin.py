@@ -152,7 +152,7 @@ class RedisAdmin:
         if have is not None:
             compare(declaration, have)
             if have.order is None and wanted.order is not None:
-                self._decide(declaration, have)
+                decide(self._connection, self._keys, declaration, have)
         if (address.kind == "queue" or address.group) and not address.dead:
             self._declare(Declaration(address.dead_letters))
 
@@ -176,13 +176,11 @@ class RedisAdmin:
             parts += ["M", *keys.waiting(address._replace(group="")), unit.topic]
             start = "0" if declaration.start == "earliest" else "$"
         parts += ["G", unit.main, unit.group, start, "G", unit.side, unit.group, "0"]
+        about = unit.about_messages()
+        parts += ["F", unit.main, unit.side, len(about), *about]
         if wanted.order == "key":
             parts += ["G", unit.main, unit.wake_group, "$", "G", unit.side, unit.wake_group, "$"]
         return parts
-
-    def _decide(self, declaration: Declaration, have: Registered) -> None:
-        decide(self._connection, self._keys, declaration, have)
-        self._create(declaration, registered_of(declaration))  # with the group that wakes
 
     def _remember_window(self, declaration: Declaration) -> None:
         window = registered_of(declaration).dedupe
@@ -383,6 +381,9 @@ def decide(connection: Connection, keys: Keys, declaration: Declaration, have: R
     """The first consumer says whether keys keep their order. Nothing was handed out before."""
     decided = msgspec.structs.replace(have, order=declaration.order)
     arguments: list[Argument] = [field_of(declaration.address), encode_registered(have), encode_registered(decided)]
+    if declaration.order == "key":
+        unit = keys.unit(declaration.address)
+        arguments += [unit.main, unit.wake_group, unit.side, unit.wake_group]
     if not connection.run(scripts.DECIDE, [keys.registry], arguments):
         now = _registered(connection, keys, declaration.address)
         if now is not None:  # somebody else was first

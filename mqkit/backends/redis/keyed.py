@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from mqkit.backends.base import Done, Settlement
+from mqkit.backends.base import Done, Release, Settlement
 from mqkit.backends.redis import scripts, wire
 from mqkit.backends.redis.connection import run
 from mqkit.backends.redis.keys import Unit
@@ -29,6 +30,7 @@ class KeyedReceiver(RedisReceiver):
     _promising = True  # may a script find messages that the last one did not?
 
     def _work(self, want: int) -> None:
+        self._hold_back()
         settled = bool(self._staged)
         commands, answers = self._due_commands(0)
         if want > 0 and (self._promising or settled or commands):
@@ -37,6 +39,16 @@ class KeyedReceiver(RedisReceiver):
         self._over_ctl(commands, answers)
         if want > 0 and not self._ahead and self._reading_since is None:
             self._wait_for_a_sign()
+
+    def _hold_back(self) -> None:
+        """
+        What stands behind a message that is given back goes back too. The core does so with what it knows of; this here was
+        in an answer that was lost, or there was no room for it.
+        """
+        keys = {each.delivery.key for each in self._staged if isinstance(each, Release)} - {None}
+        if keys and self._ahead:
+            self._staged += [Release(delivery) for delivery in self._ahead if delivery.key in keys]
+            self._ahead = deque(delivery for delivery in self._ahead if delivery.key not in keys)
 
     def _took(self, reply: Any) -> None:
         _, due, taken = reply

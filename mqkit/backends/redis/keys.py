@@ -129,4 +129,8 @@ class Unit:
 
     def everything(self) -> list[str]:
         """Keys that go when the source goes; not its main stream."""
-        return [self.side, *self.waiting, self.alone, self.locks, self.parked, self.ready, self.notes]
+        return [self.side, *self.waiting, *self.about_messages()]
+
+    def about_messages(self) -> list[str]:
+        """Keys with what is known about messages that are in a stream."""
+        return [self.alone, self.locks, self.parked, self.ready, self.notes]

@@ -69,6 +69,7 @@ class RedisReceiver:
         self._both_busy = False  # did the last read bring messages of both streams?
         self._second = False  # which of them is next, if there is room for one message only
         self._tick_at = self._look_at = self._trim_at = 0.0
+        self._recover_at = float("inf")
         self._closed = False
         self._ctl: Connection | None = None
         self._rd: Connection | None = None
@@ -171,6 +172,8 @@ class RedisReceiver:
         try:
             self._use(connection)
             self._recover()
+            # A read of the old connection may still wait at the server, or on its way there, and bring us something.
+            self._recover_at = time.monotonic() + BLOCK + _MARGIN
         except BaseException:
             self._disconnect()
             connection.close()
@@ -215,8 +218,12 @@ class RedisReceiver:
         self._need()
         if self._reading_since is not None:
             self._look_at_reply()
-        if self._reading_since is not None and (room == 0 or self._read_is_void):
+        again = time.monotonic() >= self._recover_at
+        if self._reading_since is not None and (room == 0 or self._read_is_void or again):
             self._stop_reading()
+        if again:
+            self._recover_at = float("inf")
+            self._recover()
         self._work(room - len(self._ahead))
         self._trim()
 

@@ -173,6 +173,7 @@ def _foreign(
 ) -> Received:
     """Of a client that knows nothing of mqkit: what looks like a body is the body, the rest are headers."""
     table = dict(zip(fields[::2], fields[1::2], strict=False))
+    key = _text(table.get(b"key", b"")) or None
     body = next((table.pop(name) for name in _BODIES if name in table), None)
     if body is None and len(table) == 1:
         body = table.popitem()[1]
@@ -180,7 +181,7 @@ def _foreign(
         body = _encode({_text(name): _text(value) for name, value in table.items()})
         table = {}
     id = _text(table.pop(b"id", b"")) or entry.id
-    key = _text(table.pop(b"key", b"")) or None
+    table.pop(b"key", None)
     headers = {_text(name): _text(value) for name, value in table.items()}
     noted = _decode_note(note.partition(b" ")[2]) if note else Note(1, None, 0, 0)
     return Received(

@@ -99,6 +99,17 @@ class TestConfiguration:
         names = {depth.address.name for depth in harness.describe()}
         assert names.isdisjoint({missing.name, foreign.name, topic.name})
 
+    @case("K.03", needs=("order_by_key",))
+    def test_a_consumer_that_may_not_create_takes_from_what_others_declared(self, harness: Harness) -> None:
+        orders, sender = Queue(harness.unique("orders"), str, key=lambda order: order), harness.bus()
+        bus, seen = harness.bus(declare="check"), list[str]()
+        bus.on(orders)(seen.append)
+        sender.declare(orders)
+
+        with bus.worker():
+            sender.publish_many(orders, ["a", "b", "a"])
+            harness.wait(lambda: sorted(seen) == ["a", "a", "b"], within=20.0)
+
     @case("K.04", needs=("order_by_key",))
     def test_what_exists_with_other_options_is_refused_and_the_option_named(self, harness: Harness) -> None:
         name = harness.unique("queue")

@@ -27,7 +27,30 @@ for number, stream in ipairs(streams) do
     end
   end
 end
--- Locks of the dead whose messages somebody deleted would stand for ever, were it not for `free` above: a key is only ever
--- locked by who holds one of its messages.
+
+-- Who holds no message locks no key: somebody deleted the messages, or their stream. Only what waits needs to know.
+local function holds_nothing(name)
+  for _, stream in ipairs(streams) do
+    if #redis.call('XPENDING', stream, group, '-', '+', 1, name) > 0 then
+      return false
+    end
+  end
+  return true
+end
+
+if redis.call('EXISTS', parked) == 1 then
+  local all, empty = redis.call('HGETALL', locks), {}
+  for i = 1, #all, 2 do
+    local holder = string.match(all[i + 1], '^(.-)|')
+    if holder ~= PARKED then
+      if empty[holder] == nil then
+        empty[holder] = holds_nothing(holder)
+      end
+      if empty[holder] then
+        free(all[i])
+      end
+    end
+  end
+end
 forget_the_long_dead()
 return {'ok'}

@@ -9,6 +9,11 @@ while at <= #ARGV do
   number = tonumber(number)
   local key = name ~= '' and 'k' .. name or '-' .. number .. id
   local ours = redis.call('XPENDING', streams[number], group, id, id, 1, me)[1]
+  if ours and lock(key) ~= me then
+    -- A foreign message, or a key that is no text: the consumer names it in another way than who locked it.
+    local entry = redis.call('XRANGE', streams[number], id, id)[1]
+    key = entry and lock_name(number, id, entry[2]) or key
+  end
   local result = ours and 1 or 0
   if verb == 'A' then
     local undo = {}

@@ -1,0 +1,158 @@
+"""What a consumer of Redis holds and has not heard of, and locks whose messages are gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+import redis
+
+from mqkit import Bus, Queue
+from mqkit._topology import source_declaration
+from mqkit.backends.base import Done, Received, Receiver, Release
+from mqkit.backends.redis import receiver as module
+from mqkit.errors import Unavailable
+from mqkit.testing.brokers import RedisProcess
+from mqkit.testing.chaos import FaultProxy
+from tests.unit.waiting import until
+
+pytestmark = pytest.mark.slow
+
+plain = Queue("plain", str)
+keyed = Queue("keyed", str, key=lambda word: word.split()[0])
+both = pytest.mark.parametrize("queue", [plain, keyed], ids=lambda queue: queue.name)
+
+
+@contextmanager
+def receiving(url: str, queue: Queue[str]) -> Iterator[Receiver]:
+    """At the seam below the core, which would give messages back by itself."""
+    with Bus(url) as bus:
+        backend = bus.link.backend
+        source = source_declaration(queue, None, backend.capabilities.name)
+        with closing(backend.admin()) as admin:
+            admin.declare([source])
+        with closing(backend.receiver(source, 10)) as receiver:
+            yield receiver
+
+
+def received(receiver: Receiver, count: int) -> list[Received]:
+    found: list[Received] = []
+    until(lambda: found.extend(receiver.receive(count - len(found), 0.1).deliveries) or len(found) == count)
+    return found
+
+
+def broken(receiver: Receiver) -> bool:
+    """Was its connection found to be broken?"""
+    try:
+        receiver.receive(1, 0.1)
+    except Unavailable:
+        return True
+    return False
+
+
+def client(server: RedisProcess) -> redis.Redis:
+    return redis.Redis(port=server.port)
+
+
+@both
+def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
+    server: RedisProcess, monkeypatch: pytest.MonkeyPatch, queue: Queue[str]
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 0.5)
+    stream = "{mqkit}:q:" + queue.name
+    with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), queue) as receiver:
+        proxy.reset()
+        until(lambda: broken(receiver))
+        receiver.receive(0, 0.0)  # connected again
+        with Bus(server.url) as bus, client(server) as native:
+            [consumer] = native.zrange("{mqkit}:own", 0, -1)
+            bus.publish(queue, "late")
+            # The read of the old connection reaches the server only now.
+            native.xreadgroup("mqkit", consumer, {stream: ">"}, count=10)
+
+            [late] = received(receiver, 1)
+            receiver.settle([Done(late)])
+            receiver.flush(5.0)
+
+            assert native.xlen(stream) == 0
+    assert late.body == b'"late"'
+
+
+def test_a_message_in_a_lost_answer_does_not_pass_the_one_before_it_of_its_key(server: RedisProcess) -> None:
+    with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        receiving(proxy.through(server.url), keyed) as receiver,
+        Bus(server.url) as bus,
+        client(server) as native,
+    ):
+        bus.publish(keyed, "a first")
+        [first] = received(receiver, 1)
+        taking = threading.Thread(target=lambda: until(lambda: broken(receiver)))
+        proxy.freeze_replies()
+        bus.publish(keyed, "a second")
+        taking.start()
+        until(lambda: native.hget("{mqkit}:q:keyed/l", "ka").endswith(b"|2|0"))
+        proxy.reset()
+        proxy.thaw()
+        taking.join(30.0)
+
+        receiver.settle([Release(first, after=0.0, attempt=2, since=0.0)])
+        [again] = received(receiver, 1)
+        receiver.settle([Done(again)])
+        [second] = received(receiver, 1)
+
+    assert (again.body, second.body) == (b'"a first"', b'"a second"')
+
+
+def fields_without_a_body(native: redis.Redis) -> None:
+    native.xadd("{mqkit}:q:keyed", {"key": "a", "price": "5"})
+
+
+def a_key_that_is_no_text(native: redis.Redis) -> None:
+    native.xadd("{mqkit}:q:keyed", {"key": b"\xff", "body": "5"})
+
+
+@pytest.mark.parametrize("publish", [fields_without_a_body, a_key_that_is_no_text], ids=lambda way: way.__name__)
+def test_the_keys_of_foreign_messages_are_free_again(
+    server: RedisProcess, publish: Callable[[redis.Redis], None]
+) -> None:
+    with receiving(server.url, keyed) as receiver, client(server) as native:
+        publish(native)
+        publish(native)
+        for first in received(receiver, 2):
+            receiver.settle([Done(first)])
+        receiver.flush(5.0)
+
+        assert native.hgetall("{mqkit}:q:keyed/l") == {}
+
+
+def test_a_key_is_free_when_the_messages_that_locked_it_were_deleted(server: RedisProcess) -> None:
+    stream = "{mqkit}:q:keyed"
+    with receiving(f"{server.url}?lease=2", keyed) as receiver, Bus(server.url) as bus, client(server) as native:
+        with receiving(server.url, keyed) as holder:
+            bus.publish(keyed, "a held")
+            received(holder, 1)
+            bus.publish(keyed, "a waiting")
+            until(lambda: receiver.receive(1, 0.1).deliveries or native.exists("{mqkit}:q:keyed/w"))
+            [pending] = native.xpending_range(stream, "mqkit", "-", "+", 1)
+            native.xack(stream, "mqkit", pending["message_id"])
+            native.xdel(stream, pending["message_id"])
+
+            [next_one] = received(receiver, 1)
+
+    assert next_one.body == b'"a waiting"'
+
+
+def test_a_key_is_free_when_the_stream_was_deleted_that_had_its_message(server: RedisProcess) -> None:
+    with receiving(server.url, keyed) as holder, Bus(server.url) as bus, client(server) as native:
+        bus.publish(keyed, "a held")
+        received(holder, 1)
+        native.delete("{mqkit}:q:keyed")
+        with receiving(server.url, keyed) as receiver:
+            bus.publish(keyed, "a next")
+
+            [next_one] = received(receiver, 1)
+
+    assert next_one.body == b'"a next"'
