@@ -42,10 +42,14 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
 
 def to_headers(envelope: Envelope) -> dict[str, str]:
     """The envelope as text headers, absent fields left out; for systems whose messages carry a flat table."""
-    fields = msgspec.to_builtins(envelope)
-    dead = fields.pop("dead", None) or {}
-    headers = {_header(name): str(value) for name, value in fields.items()}
-    headers.update({_header(f"dead_{name}"): str(value) for name, value in dead.items()})
+    headers: dict[str, str] = {}
+    for name, value in msgspec.to_builtins(envelope).items():
+        if value.__class__ is str:
+            headers[_header(name)] = value
+        elif value.__class__ is dict:
+            headers.update({_header(f"{name}_{part}"): str(inner) for part, inner in value.items()})
+        else:
+            headers[_header(name)] = str(value)
     return headers
 
 

@@ -16,8 +16,11 @@ from pika import frame, spec
 _FRAME = struct.Struct(">BHL")
 _HEADER = struct.Struct(">HHQH")  # class, weight, size of the body, which properties are there
 _LONG = struct.Struct(">L")
+_TEXT = struct.Struct(">cL")  # its kind and how long it is
 _END = b"\xce"
-_HEADERS_BIT, _MODE_BIT, _PRIORITY_BIT = 1 << 13, 1 << 12, 1 << 11
+_BYTES = [bytes((number,)) for number in range(256)]
+_CONTENT_TYPE, _HEADERS, _MODE, _PRIORITY = 1 << 15, 1 << 13, 1 << 12, 1 << 11
+_CORRELATION_ID, _REPLY_TO, _MESSAGE_ID, _TYPE = 1 << 10, 1 << 9, 1 << 7, 1 << 5
 
 
 def publish(
@@ -29,39 +32,35 @@ def publish(
     Args:
         largest: Bytes of a body that fit into one frame.
     """
-    content = header(properties, len(body))
-    parts = [_method(channel, exchange, key, mandatory), _FRAME.pack(2, channel, len(content)), content, _END]
-    for start in range(0, len(body), largest):
-        piece = body if len(body) <= largest else body[start : start + largest]
-        parts += (_FRAME.pack(3, channel, len(piece)), piece, _END)
-    return b"".join(parts)
+    size = len(body)
+    content = header(properties, size)
+    start = _method(channel, exchange, key, mandatory) + _FRAME.pack(2, channel, len(content)) + content + _END
+    if 0 < size <= largest:
+        return b"".join((start, _FRAME.pack(3, channel, size), body, _END))
+    pieces = [body[at : at + largest] for at in range(0, size, largest)]
+    return start + b"".join([_FRAME.pack(3, channel, len(piece)) + piece + _END for piece in pieces])
 
 
 def header(properties: pika.BasicProperties, size: int) -> bytes:
     """Of a message, with such properties as `wire.properties` makes."""
-    flags, parts = 0, [b""]
-    for bit, value in (
-        (15, properties.content_type),
-        (10, properties.correlation_id),
-        (9, properties.reply_to),
-        (7, properties.message_id),
-        (5, properties.type),
-    ):
-        if bit == 10:
-            if properties.headers is not None:
-                flags |= _HEADERS_BIT
-                parts.append(_table(properties.headers))
-            if properties.delivery_mode is not None:
-                flags |= _MODE_BIT
-                parts.append(bytes((properties.delivery_mode,)))
-            if properties.priority is not None:
-                flags |= _PRIORITY_BIT
-                parts.append(bytes((properties.priority,)))
-        if value is not None:
-            flags |= 1 << bit
-            parts.append(_short(value))
-    parts[0] = _HEADER.pack(60, 0, size, flags)
-    return b"".join(parts)
+    flags, fields = 0, b""  # fields follow each other as their bits do
+    if properties.content_type is not None:
+        flags, fields = _CONTENT_TYPE, _short(properties.content_type)
+    if properties.headers is not None:
+        flags, fields = flags | _HEADERS, fields + _table(properties.headers)
+    if properties.delivery_mode is not None:
+        flags, fields = flags | _MODE, fields + _BYTES[properties.delivery_mode]
+    if properties.priority is not None:
+        flags, fields = flags | _PRIORITY, fields + _BYTES[properties.priority]
+    if properties.correlation_id is not None:
+        flags, fields = flags | _CORRELATION_ID, fields + _short(properties.correlation_id)
+    if properties.reply_to is not None:
+        flags, fields = flags | _REPLY_TO, fields + _short(properties.reply_to)
+    if properties.message_id is not None:
+        flags, fields = flags | _MESSAGE_ID, fields + _short(properties.message_id)
+    if properties.type is not None:
+        flags, fields = flags | _TYPE, fields + _short(properties.type)
+    return _HEADER.pack(60, 0, size, flags) + fields
 
 
 @functools.lru_cache(maxsize=1024)
@@ -73,15 +72,14 @@ def _method(channel: int, exchange: str, key: str, mandatory: bool) -> bytes:
 
 def _short(text: str) -> bytes:
     data = text.encode()
-    return bytes((len(data),)) + data
+    return _BYTES[len(data)] + data
 
 
 def _table(headers: Mapping[str, Any]) -> bytes:
-    parts = [b""]
+    table = b""
     for name, value in headers.items():
         data = value.encode()
-        parts += (_short(name), b"S", _LONG.pack(len(data)), data)
-    table = b"".join(parts)
+        table += _short(name) + _TEXT.pack(b"S", len(data)) + data
     return _LONG.pack(len(table)) + table
 
 

@@ -42,13 +42,14 @@ def properties(message: Outgoing, now: float) -> pika.BasicProperties:
     Args:
         now: The publisher's clock, from which the ttl counts.
     """
-    headers: dict[str, Any] = dict(message.headers)
+    headers: dict[str, Any] = to_headers(message.envelope)
     native: dict[str, str] = {}
-    for name, value in to_headers(message.envelope).items():
-        if name in _NATIVE and _fits(value):
-            native[_NATIVE[name]] = value
-        else:
-            headers[name] = value
+    for name, field in _NATIVE.items():
+        value = headers.get(name)
+        if value is not None and _fits(value):
+            native[field] = headers.pop(name)
+    if message.headers:
+        headers = {**message.headers, **headers}
     if message.key is not None:
         headers[KEY] = message.key
     if message.ttl is not None:
