@@ -47,7 +47,7 @@ class KeyedReceiver(RedisReceiver):
         """
         keys = {each.delivery.key for each in self._staged if isinstance(each, Release)} - {None}
         if keys and self._ahead:
-            self._staged += [Release(delivery) for delivery in self._ahead if delivery.key in keys]
+            self._give_back_unseen(delivery for delivery in self._ahead if delivery.key in keys)
             self._ahead = deque(delivery for delivery in self._ahead if delivery.key not in keys)
 
     def _took(self, reply: Any) -> None:

@@ -15,7 +15,7 @@ import functools
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from mqkit.backends.base import Address, Done, Outgoing, Received, Release, Settlement, Turn
@@ -297,11 +297,15 @@ class RedisReceiver:
         return deliveries
 
     def _give_back_surplus(self) -> None:
-        """The core's hands are full, so others should have what came beyond its room. It was handed to nobody here."""
-        for delivery in self._ahead:
+        """The core's hands are full, so others should have what came beyond its room."""
+        self._give_back_unseen(self._ahead)
+        self._ahead.clear()
+
+    def _give_back_unseen(self, deliveries: Iterable[Received]) -> None:
+        """They were handed to nobody here."""
+        for delivery in deliveries:
             delivery.deliveries = (delivery.deliveries or 1) - 1
             self._staged.append(Release(delivery))
-        self._ahead.clear()
 
     def _stale(self) -> None:
         """We were silent for too long, and others have what we held. Go on under another name."""

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 RECORDS = int(os.environ.get("MQKIT_KAFKA_RECORDS", "20000"))  # of the longest test
 
 
+@pytest.mark.timeout(400 + RECORDS // 50)
 def test_exactly_once_through_kills_and_rebalances_the_output_is_the_function_of_the_input(
     harness: KafkaHarness,
 ) -> None:
@@ -36,7 +37,7 @@ def test_exactly_once_through_kills_and_rebalances_the_output_is_the_function_of
             if round % 2:  # a polite leave and another join
                 consumers.pop(0).leave()
                 consumers.append(Consumer(lines, "double", url, str(200 + round)))
-        harness.wait_empty(numbers, within=200.0)
+        harness.wait_empty(numbers, within=200.0 + RECORDS / 200)
     finally:
         for consumer in consumers:
             consumer.kill()

@@ -104,6 +104,7 @@ def test_a_message_in_a_lost_answer_does_not_pass_the_one_before_it_of_its_key(s
         [second] = received(receiver, 1)
 
     assert (again.body, second.body) == (b'"a first"', b'"a second"')
+    assert (again.deliveries, second.deliveries) == (2, 1)
 
 
 def fields_without_a_body(native: redis.Redis) -> None:
