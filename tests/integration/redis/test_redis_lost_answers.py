@@ -157,3 +157,14 @@ def test_a_key_is_free_when_the_stream_was_deleted_that_had_its_message(server: 
             [next_one] = received(receiver, 1)
 
     assert next_one.body == b'"a next"'
+
+
+@both
+def test_consumers_that_died_long_ago_leave_nothing(server: RedisProcess, queue: Queue[str]) -> None:
+    with receiving(server.url, queue) as receiver, client(server) as native:
+        native.zadd("{mqkit}:own", {"declared dead": -1e12, "never noticed": 1e12})
+
+        until(lambda: receiver.receive(1, 0.1) and native.zcard("{mqkit}:own") == 1)
+
+        [alive] = native.zrange("{mqkit}:own", 0, -1)
+    assert alive not in (b"declared dead", b"never noticed")

@@ -22,6 +22,7 @@ local function dead_owners(stream, group)
   return dead
 end
 
+-- Declared dead, or never: a consumer that died before it read anything is no member of a group, where it would be noticed.
 local function forget_the_long_dead()
-  redis.call('ZREMRANGEBYSCORE', owners, -(now - 100 * lease), -1)
+  redis.call('ZREMRANGEBYSCORE', owners, -(now - 100 * lease), now - 100 * lease)
 end
