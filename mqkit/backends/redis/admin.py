@@ -37,11 +37,13 @@ _Place = tuple[str, str]  # stream and entry, or set and member, as `replace` wa
 class RedisAdmin:
     """See `base.Admin`."""
 
-    def __init__(self, connection: Connection, keys: Keys, clock: ServerClock, windows: dict[Address, float]) -> None:
+    def __init__(
+        self, connection: Connection, keys: Keys, clock: ServerClock, declared: dict[Address, Registered]
+    ) -> None:
         self._connection = connection
         self._keys = keys
         self._clock = clock
-        self._windows = windows
+        self._declared = declared
         self._last_browsed: tuple[Address, str, _Position] | None = None
         self._seen_in: Address | None = None  # where the last look was, if it saw all and entries stay where they are
         self._seen_at: dict[str, list[_Place]] = {}  # ... and where it saw each id
@@ -49,7 +51,7 @@ class RedisAdmin:
     def declare(self, declarations: Sequence[Declaration]) -> None:
         for each in declarations:
             self._declare(each)
-            self._remember_window(each)
+            self._remember(each)
 
     def check(self, declarations: Sequence[Declaration]) -> None:
         for each in declarations:
@@ -57,7 +59,7 @@ class RedisAdmin:
             if have is None:
                 raise NotFound(f"{each.address} does not exist on this Redis server")
             compare(each, have)
-            self._remember_window(each)
+            self._remember(each)
 
     def describe(self) -> Sequence[Depth]:
         table = self._connection.call("HGETALL", self._keys.registry)
@@ -182,10 +184,10 @@ class RedisAdmin:
             parts += ["G", unit.main, unit.wake_group, "$", "G", unit.side, unit.wake_group, "$"]
         return parts
 
-    def _remember_window(self, declaration: Declaration) -> None:
-        window = registered_of(declaration).dedupe
-        if window:
-            self._windows[declaration.address] = window
+    def _remember(self, declaration: Declaration) -> None:
+        wanted = registered_of(declaration)
+        if wanted.dedupe or wanted.retain:
+            self._declared[declaration.address] = wanted
 
     # -- describing ----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from mqkit.backends.redis.listener import RedisListener
 from mqkit.backends.redis.options import RedisOptions, server_of
 from mqkit.backends.redis.publisher import RedisPublisher
 from mqkit.backends.redis.receiver import RedisReceiver
+from mqkit.backends.redis.source import Registered
 from mqkit.errors import CapabilityMissing
 
 
@@ -34,7 +35,7 @@ class RedisBackend(Backend):
         self._options = parse_options(RedisOptions, url)
         self._server = server_of(url, self._options)
         self._keys = Keys(self._options.prefix)
-        self._windows: dict[Address, float] = {}  # what this process declared to be deduplicated, and for how long
+        self._declared: dict[Address, Registered] = {}  # by this process, where publishing has more to do than to add
         self.capabilities = Capabilities(
             name="redis",
             durable="unknown",
@@ -61,7 +62,7 @@ class RedisBackend(Backend):
         clock = ServerClock()
         connection = self._checked(clock)
         try:
-            connection.load([scripts.PUBLISH])
+            connection.load(scripts.OF_PUBLISHERS)
         except BaseException:
             connection.close()
             raise
@@ -72,7 +73,7 @@ class RedisBackend(Backend):
             clock,
             patience=options.timeout,
             replicas=options.wait_replicas,
-            windows=self._windows,
+            declared=self._declared,
         )
 
     def receiver(self, source: Declaration, window: int) -> Receiver:
@@ -92,7 +93,7 @@ class RedisBackend(Backend):
 
     def admin(self) -> Admin:
         clock = ServerClock()
-        return RedisAdmin(self.connect(clock), self._keys, clock, self._windows)
+        return RedisAdmin(self.connect(clock), self._keys, clock, self._declared)
 
     def publish_within(self, native: Any, batch: Sequence[Outgoing]) -> None:
         raise CapabilityMissing(f"native={native!r}: redis takes part in no transaction of yours")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mqkit.backends.base import Address, Outcome, Outgoing
@@ -13,11 +13,14 @@ from mqkit.backends.redis.clock import ServerClock
 from mqkit.backends.redis.connection import Bell, Broken, Connection, run, wait
 from mqkit.backends.redis.errors import ScriptMissing, publish_error
 from mqkit.backends.redis.keys import Keys, field_of
+from mqkit.backends.redis.source import Registered
 from mqkit.backends.redis.wire import copy_of, head_of, pack, pack_adding, to_live
 from mqkit.errors import Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 # One script call blocks the server for all, so it takes no more than this.
 _MESSAGES_PER_CALL, _BYTES_PER_CALL = 100, 1 << 20
+TRIM = 1.0  # seconds between two trims of topics that retain
+_PLAIN = Registered()
 
 
 class _Expected(NamedTuple):
@@ -39,14 +42,15 @@ class RedisPublisher:
         *,
         patience: float,
         replicas: int,
-        windows: dict[Address, float],
+        declared: Mapping[Address, Registered],
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._clock = clock
         self._patience = patience
         self._replicas = replicas
-        self._windows = windows  # seconds for which a destination remembers ids, where it asked for that
+        self._declared = declared  # destinations that remember ids, and topics that retain
+        self._trim_at = 0.0
         self._bell = Bell()
         self._adding: dict[Address, Callable[[Outgoing, bytes], bytes]] = {}
         self._expected: deque[_Expected] = deque()
@@ -63,11 +67,11 @@ class RedisPublisher:
         data: list[bytes] = []
         scripted: list[Outgoing] = []
         size = 0
-        expected = self._expected
+        expected, declared = self._expected, self._declared
         for message in batch:
             address = message.address
             live = address.kind == "broadcast"
-            if not live and (message.delay > 0 or (self._windows and address in self._windows)):
+            if not live and (message.delay > 0 or (declared and declared.get(address, _PLAIN).dedupe)):
                 if len(scripted) >= _MESSAGES_PER_CALL or size + len(message.body) > _BYTES_PER_CALL:
                     data.append(self._scripted(scripted, since))
                     scripted, size = [], 0
@@ -87,6 +91,9 @@ class RedisPublisher:
             expected.append(_Expected(self._added, (message,), since))
         if scripted:
             data.append(self._scripted(scripted, since))
+        if declared and since >= self._trim_at:
+            self._trim_at = since + TRIM
+            data += self._trimming(since)
         if self._replicas:
             data.append(pack("WAIT", self._replicas, round(self._patience * 500)))
             expected.append(_Expected(self._replicated, (), since))
@@ -136,7 +143,7 @@ class RedisPublisher:
         arguments: list[Any] = []
         now = self._clock.now()
         for message in messages:
-            window = self._windows.get(message.address)
+            window = self._declared.get(message.address, _PLAIN).dedupe
             if window:
                 arguments += (self._keys.seen(message.address, message.id), max(1, round(window * 1000)))
             else:
@@ -144,6 +151,13 @@ class RedisPublisher:
             arguments += copy_of(message, self._keys, now)
         self._expected.append(_Expected(self._scripts_answer, messages, since))
         return run(scripts.PUBLISH, [self._keys.owners], arguments)
+
+    def _trimming(self, since: float) -> Iterator[bytes]:
+        """Consumers do this too, if there are any."""
+        for address, options in tuple(self._declared.items()):
+            if options.retain:
+                self._expected.append(_Expected(self._trimmed, (), since))
+                yield run(scripts.TRIM, [self._keys.of(address)], [round(options.retain * 1000)])
 
     # -- replies -------------------------------------------------------------------------------------------------------
 
@@ -214,6 +228,14 @@ class RedisPublisher:
             else:
                 outcomes.append((message.token, PublishFailed(f"Redis refuses message {message.id}: {said.decode()}")))
         return outcomes
+
+    def _trimmed(self, reply: Any, messages: Sequence[Outgoing]) -> list[Outcome]:
+        """Whatever is wrong, publishes meet it too."""
+        del messages
+        if isinstance(reply, ScriptMissing):
+            self._expected.append(_Expected(self._script_loaded, (), time.monotonic()))
+            self._send(pack("SCRIPT", "LOAD", scripts.TRIM.text))
+        return []
 
     def _script_loaded(self, reply: Any, messages: Sequence[Outgoing]) -> list[Outcome]:
         """Raises why it was not, or what is run next would be missing again, without end."""

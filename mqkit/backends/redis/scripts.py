@@ -42,5 +42,6 @@ PURGE = _script("purge", "keyed", flags=_ALLOW_OOM)
 REPLACE = _script("replace", "copy", "keyed", flags=_ALLOW_OOM)
 MATERIALISE = _script("materialise", "keyed", flags=_ALLOW_OOM)
 
+OF_PUBLISHERS = (PUBLISH, TRIM)
 OF_RECEIVERS = (SETTLE, TICK, MINE, LEAVE, TRIM, WRITE)
 OF_KEYED_RECEIVERS = (KEYED_SETTLE, KEYED_TAKE, KEYED_REAP, TICK, MINE, LEAVE, TRIM, WRITE)

@@ -15,7 +15,7 @@ import redis
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
 from mqkit.errors import ConfigError, Denied, MqkitError, NotFound, PublishFailed, PublishUnknown, TimedOut, Unavailable
-from mqkit.native import RedisQueue
+from mqkit.native import RedisQueue, RedisTopic
 from mqkit.testing.brokers import RedisProcess, RedisUser
 from mqkit.testing.chaos import FaultProxy
 from mqkit.worker import Worker
@@ -405,6 +405,17 @@ def test_a_topic_keeps_what_a_slow_group_has_not_read_and_nothing_more(server: R
             until(lambda: native.xlen("{mqkit}:t:orders") == 0)
 
     assert sorted(quick) == sorted(slow) == list(range(500))
+
+
+def test_a_topic_that_retains_forgets_what_is_older_also_when_nobody_consumes(server: RedisProcess) -> None:
+    news, stream = Topic("news", int, native=RedisTopic(retain=0.5)), "{mqkit}:t:news"
+    with Bus(server.url) as bus, client(server) as native:
+        bus.publish(news, 0)
+        [(first, _)] = native.xrange(stream, count=1)
+
+        until(lambda: bus.publish(news, 1) and native.xrange(stream, count=1)[0][0] != first)
+
+        assert native.xlen(stream) > 0
 
 
 def test_something_else_that_listens_is_told_from_redis() -> None:
