@@ -40,7 +40,7 @@ class KafkaHarness(Harness):
         self._version = version
         self.prefix = f"case{next(_numbers)}."
         self._kafka_names = Names(self.prefix)
-        super().__init__(f"{server.url}?{urlencode({'prefix': self.prefix})}")
+        super().__init__(f"{server.url}?{urlencode({'prefix': self.prefix})}", scale=3.0)
 
     def inject(self, destination: Destination[Any], body: bytes, headers: dict[str, str]) -> None:
         producer = KafkaProducer(bootstrap_servers=self._address)

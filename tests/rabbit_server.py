@@ -102,7 +102,7 @@ class RabbitHarness(Harness):
     def __init__(self, server: RabbitServer) -> None:
         self.server = server
         self.vhost = server.new_vhost()
-        super().__init__(server.url(self.vhost))
+        super().__init__(server.url(self.vhost), scale=2.0)
 
     def describe(self) -> Iterable[Depth]:
         time.sleep(SETTLED)  # what is in hand is known from the API only, which is this late

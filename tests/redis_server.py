@@ -34,7 +34,7 @@ class RedisHarness(Harness):
     def __init__(self, server: RedisProcess) -> None:
         self._server = server
         self._prefix = f"{{case{next(_numbers)}}}:"
-        super().__init__(f"{server.url}?{urlencode({'prefix': self._prefix})}")
+        super().__init__(f"{server.url}?{urlencode({'prefix': self._prefix})}", scale=2.0)
         with self._client() as client:
             self._version: str = client.info("server")["redis_version"]
 

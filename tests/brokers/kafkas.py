@@ -84,6 +84,7 @@ def make_topic(url: str, topic: str) -> None:
     admin = KafkaAdminClient(**connection(url))
     try:
         admin.create_topics({topic: {"num_partitions": 1, "replication_factor": 1}})
+        admin.wait_for_topics([topic])
     finally:
         admin.close()
 

@@ -10,7 +10,7 @@ from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
 from tests.rabbit_server import RabbitHarness, RabbitServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

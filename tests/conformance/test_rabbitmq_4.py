@@ -11,7 +11,7 @@ from mqkit.testing.conformance import Harness
 from tests.newer_brokers import rabbitmq_4
 from tests.rabbit_server import RabbitHarness, RabbitServer, running_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

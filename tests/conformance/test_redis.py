@@ -11,7 +11,7 @@ from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
 from tests.redis_server import RedisHarness, running_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mqkit.testing.conformance import Harness
 from tests.newer_brokers import redis_8
 from tests.redis_server import RedisHarness, running_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from mqkit.native import SqliteTopic, SqliteTransaction
 from mqkit.testing.conformance import *  # noqa: F403
 from mqkit.testing.conformance import Harness
 
+pytestmark = pytest.mark.timeout(600)
+
 # What a program without mqkit does; the same statements are in docs/backends/sqlite.md.
 INSERT = """INSERT INTO mq_later(destination, due, message_id, envelope, body)
             SELECT id, 0, ?, ?, CAST(? AS BLOB) FROM mq_destination WHERE name = ?"""
@@ -36,7 +38,7 @@ class SqliteHarness(Harness):
     """A foreign client is the sqlite3 module on the same file."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"sqlite:///{path}")
+        super().__init__(f"sqlite:///{path}", scale=2.0)
         self._path = path
 
     @property

@@ -34,12 +34,16 @@ class Connection:
     """
     Connects at once.
 
+    Args:
+        meanwhile: Called at least ten times a second wherever this connection is waited for, and by nobody else.
+
     Raises:
         Unavailable, Denied, NotFound, ConfigError: No server would have us.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, meanwhile: Callable[[], None] | None = None) -> None:
         self.server = server
+        self._meanwhile = meanwhile
         self._pid = os.getpid()
         self._loop: Any = IOLoop()
         self._loop.activate_poller()
@@ -109,7 +113,7 @@ class Connection:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Unavailable(f"{self.server} did not answer in time: {what}")
-            self._poll(min(left, 1.0))
+            self._wait_a_little(min(left, 1.0))
             woken = woken or self._woken
         self._woken = woken  # whoever called `wake` meant the next step
 
@@ -120,6 +124,11 @@ class Connection:
             if self._closed_by is not None:
                 raise self.lost()
             self._poll(left)
+
+    def serve(self) -> None:
+        """Answer the server's heartbeats and take what has come, without waiting. What is wrong, the next `step` says."""
+        if self._closed_by is None:
+            self._poll(0.0)
 
     def wake(self) -> None:
         """From any thread, latched: the next `step` returns at once."""
@@ -268,10 +277,17 @@ class Connection:
             if time.monotonic() > deadline:
                 workflow.abort()
                 deadline = float("inf")  # it answers with an error, at once
-            self._poll(0.1)
+            self._wait_a_little(0.1)
         if isinstance(done[0], BaseException):
             raise translate(done[0], self.server)
         return done[0]
+
+    def _wait_a_little(self, timeout: float) -> None:
+        if self._meanwhile is None:
+            self._poll(timeout)
+        else:
+            self._poll(min(timeout, 0.1))
+            self._meanwhile()
 
     def _poll(self, timeout: float) -> None:
         timer = self._loop.call_later(timeout, _nothing)
@@ -287,6 +303,8 @@ class Connection:
             if now - self._heard_at > SILENCE:
                 self._control.basic_qos(callback=_ignore)
                 self._poll(0.0)  # out with it, for the next step may be long in coming
+                if self._closed_by is not None:
+                    raise self.lost()
                 self._give_time(now)
         elif now - self._probed_at > ANSWER:
             unsent, taken = self._unsent, self._taken

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 
 class Note(msgspec.Struct, omit_defaults=True):
-    """Of one message, see `name_of` in `notes.py`. `alone`: how often it began to run alone; the rest as in the `Release` of its last failed try."""
+    """
+    Of one message, see `name_of` in `notes.py`. Having it twice is the same as having it once.
+
+    `alone` and `lived` name one run of the message alone: that it begins, and that its process did not die of it. The rest is
+    as in the `Release` of its last failed try.
+    """
 
     id: str
-    alone: int = 0
+    alone: str = ""
+    lived: str = ""
+    attempt: int = 0
+    since: float | None = None
+    due: float = 0.0
+
+
+class Noted(msgspec.Struct):
+    """What all notes about one message say together. `solo`: how many of its runs alone have no known end."""
+
+    solo: int = 0
     attempt: int = 0
     since: float | None = None
     due: float = 0.0
@@ -17,3 +34,21 @@ class Note(msgspec.Struct, omit_defaults=True):
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Note).decode
+
+
+def together(notes: Iterable[Note]) -> dict[str, Noted]:
+    """By message."""
+    found: dict[str, Noted] = {}
+    begun: dict[str, set[str]] = {}
+    lived: dict[str, set[str]] = {}
+    for note in notes:
+        noted = found.setdefault(note.id, Noted())
+        if note.alone:
+            begun.setdefault(note.id, set()).add(note.alone)
+        if note.lived:
+            lived.setdefault(note.id, set()).add(note.lived)
+        if note.attempt > noted.attempt:
+            noted.attempt, noted.since, noted.due = note.attempt, note.since, note.due
+    for id, runs in begun.items():
+        found[id].solo = len(runs - lived.get(id, set()))
+    return found

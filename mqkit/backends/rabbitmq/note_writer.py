@@ -5,6 +5,8 @@ consumer's connection acknowledgements would stop with it. Source: https://www.r
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import pika
@@ -14,54 +16,62 @@ from mqkit.backends.rabbitmq import names, topology
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import Declarer
 from mqkit.backends.rabbitmq.note import Note, encode
-from mqkit.backends.rabbitmq.options import Server
-from mqkit.errors import Lost, Unavailable
+from mqkit.errors import MqkitError, Unavailable
+
+log = logging.getLogger("mqkit")
 
 TRIES = 2  # ways to the server that may break under what was written
+AGAIN = 1.0  # seconds between two of them when nobody waits
 
 
 class NoteWriter:
     """
     For one source. Connects with the first note. What is not confirmed when the connection breaks, or when the queue was
     deleted, is written again; twice is the same as once.
+
+    Args:
+        beside: The consumer's connection, which is served wherever this one is waited for.
     """
 
-    def __init__(self, server: Server, address: Address) -> None:
-        self._server = server
+    def __init__(self, beside: Connection, address: Address) -> None:
+        self._beside = beside
+        self._server = beside.server
         self._address = address
         self._queue = names.notes_of(address)
         self._link: Connection | None = None
         self._channel: Any = None
         self._next = 1
+        self._waiting: list[Note] = []  # for a way to the server
         self._unconfirmed: dict[int, Note] = {}  # by their numbers on the channel
-        self._refused: list[Note] = []  # they came back, or the server did not want them
+        self._refused = False  # the queue is gone, or does not want them
+        self._again_at = 0.0
+        self._troubled = False
 
     @property
     def unconfirmed(self) -> set[str]:
-        """Ids of messages whose notes may reach the server later."""
-        return {note.id for note in (*self._unconfirmed.values(), *self._refused)}
+        """Names of messages whose notes may reach the server later."""
+        return {note.id for note in (*self._unconfirmed.values(), *self._waiting)}
 
     def write(self, note: Note) -> None:
-        """Does not wait for the server to take it; `confirm` does. Raises `Unavailable` if there is no way to it."""
-        if self._link is None:
-            self._again()
-        self._send(note)
+        """Does not wait for the server to take it; `confirm` does."""
+        self._waiting.append(note)
         self.serve()
 
     def serve(self) -> None:
-        """Once in a while. Does not wait, unless the connection broke under what was written; then as `write`."""
-        if self._link is None:
+        """Once in a while. Where there is no way to the server, a later call tries again: who works is not held up by it."""
+        if self._refused:
+            self._drop()
+        if self._link is None and (not self._waiting or time.monotonic() < self._again_at):
             return
         try:
-            self._link.step(0.0)
-            if self._channel.is_open and not self._refused:
-                return
-        except Lost:
-            pass
-        if self._unconfirmed or self._refused:
-            self._again()
-        else:
+            self._send_waiting()
+            self._need().step(0.0)
+            self._troubled = False
+        except MqkitError as exc:
             self._drop()
+            if not self._troubled and self._waiting:
+                self._troubled = True
+                log.warning("notes.not_written", extra={"source": str(self._address), "error": str(exc)})
 
     def confirm(self, timeout: float | None = None) -> None:
         """
@@ -71,19 +81,20 @@ class NoteWriter:
         Raises:
             Unavailable: The server does not have it.
         """
-        for _ in range(TRIES):
-            if self._link is None:
-                if not self._unconfirmed and not self._refused:
-                    return
-                self._again()
+        for attempt in range(TRIES):
+            if not self._waiting and not self._unconfirmed:
+                return
             try:
+                self._send_waiting()
                 self._need().wait(self._is_settled, "taking a note", timeout)
-            except Lost:
-                pass
+            except Unavailable:
+                self._drop()
+                if attempt + 1 == TRIES:
+                    raise
             else:
-                if self._channel.is_open and not self._refused:
+                if self._channel.is_open and not self._waiting:
                     return
-            self._drop()
+                self._drop()
         raise Unavailable(f"{self._server} did not take a note about a message of {self._address}")
 
     def close(self) -> None:
@@ -98,24 +109,32 @@ class NoteWriter:
         return self._link
 
     def _drop(self) -> None:
+        """What was under way there waits for the next way."""
+        self._again_at = time.monotonic() + AGAIN
+        self._waiting = [*self._unconfirmed.values(), *self._waiting]
+        self._unconfirmed, self._refused = {}, False
         if self._link is not None:
             self._link.abort()
             self._link = None
 
-    def _again(self) -> None:
-        self._drop()
-        self._link = self._connect()
-        notes = [*self._unconfirmed.values(), *self._refused]
-        self._unconfirmed, self._refused, self._next = {}, [], 1
-        for note in notes:
-            self._send(note)
+    def _send_waiting(self) -> None:
+        if self._link is None or not self._channel.is_open:
+            self._drop()
+            self._link = self._connect()
+        waiting, self._waiting = self._waiting, []
+        for note in waiting:
+            properties = pika.BasicProperties(delivery_mode=2, message_id=str(self._next))
+            self._unconfirmed[self._next] = note
+            self._next += 1
+            self._channel.basic_publish("", self._queue, encode(note), properties, mandatory=True)
 
     def _connect(self) -> Connection:
-        link = Connection(self._server)
+        link = Connection(self._server, meanwhile=self._beside.serve)
         try:
             Declarer(link).make(topology.notes(self._address))
-            self._channel = channel = link.channel()
-            channel.add_on_return_callback(self._returned)
+            self._channel, self._next = link.channel(), 1
+            self._channel.add_on_return_callback(self._returned)
+            channel = self._channel
             link.call(
                 channel,
                 "asking for confirms",
@@ -126,21 +145,22 @@ class NoteWriter:
             raise
         return link
 
-    def _send(self, note: Note) -> None:
-        properties = pika.BasicProperties(delivery_mode=2, message_id=str(self._next))
-        self._channel.basic_publish("", self._queue, encode(note), properties, mandatory=True)
-        self._unconfirmed[self._next] = note
-        self._next += 1
-
     def _returned(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        """Comes before its confirm."""
+        """The queue is gone. Comes before its confirm."""
         del channel, method, body
-        self._refused.append(self._unconfirmed.pop(int(properties.message_id)))
+        self._refuse(int(properties.message_id))
 
     def _answered(self, frame: Any) -> None:
         method = frame.method
         earlier = range(min(self._unconfirmed, default=0), method.delivery_tag) if method.multiple else ()
         for number in (*earlier, method.delivery_tag):
-            note = self._unconfirmed.pop(number, None)
-            if note is not None and method.NAME != "Basic.Ack":
-                self._refused.append(note)
+            if method.NAME != "Basic.Ack":
+                self._refuse(number)
+            else:
+                self._unconfirmed.pop(number, None)
+
+    def _refuse(self, number: int) -> None:
+        note = self._unconfirmed.pop(number, None)
+        if note is not None:
+            self._waiting.append(note)
+            self._refused = True

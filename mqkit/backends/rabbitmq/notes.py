@@ -10,6 +10,7 @@ over because its process died right after the verdict is dropped by the server a
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import Declarer
-from mqkit.backends.rabbitmq.note import Note, decode
+from mqkit.backends.rabbitmq.note import Note, Noted, decode, together
 from mqkit.backends.rabbitmq.note_writer import NoteWriter
 from mqkit.errors import Lost, NotFound, Unavailable
 
@@ -40,36 +41,38 @@ class Notes:
         self._address = address
         self._queue = names.notes_of(address)
         self._declarer = Declarer(connection)
-        self._writer = NoteWriter(connection.server, address)
+        self._writer = NoteWriter(connection, address)
         self._known: set[str] = set()  # ids with notes, as far as this process knows
-        self._alone: set[str] = set()
+        self._alone: dict[str, str] = {}  # names of those that run alone, or ran, with the run if it is ours
         self._over: set[str] = set()
         self._tidied = time.monotonic()
 
-    def read(self) -> dict[str, Note]:
+    def read(self) -> dict[str, Noted]:
         """By the names that `name_of` gives messages."""
         try:
             self._declarer.count(self._queue)  # is there one? What is in it, only reading it tells
         except NotFound:
             return {}
-        found: dict[str, Note] = {}
         with self._turn(self._connection.server.options.patience) as channel:
-            for note, _ in self._all(channel):
-                have = found.setdefault(note.id, note)
-                if have is not note:
-                    have.alone += note.alone
-                    if note.attempt > have.attempt:
-                        have.attempt, have.since, have.due = note.attempt, note.since, note.due
+            found = together([note for note, _ in self._all(channel)])
         self._known.update(found)
-        self._alone.update(id for id, note in found.items() if note.alone)
+        for name, noted in found.items():
+            if noted.solo:
+                self._alone.setdefault(name, "")
         return found
 
     def write(self, note: Note) -> None:
         """As `NoteWriter.write`."""
-        self._writer.write(note)
         self._known.add(note.id)
-        if note.alone:
-            self._alone.add(note.id)
+        self._over.discard(note.id)
+        self._writer.write(note)
+
+    def isolate(self, received: Received) -> None:
+        """It is about to run alone. Raises as `confirm`."""
+        name, run = name_of(received), secrets.token_hex(4)
+        self._alone[name] = run
+        self.write(Note(name, alone=run))
+        self.confirm()
 
     def serve(self) -> None:
         """As `NoteWriter.serve`."""
@@ -87,14 +90,18 @@ class Notes:
         if self._alone and name_of(received) in self._alone and (note is not None or not received.solo):
             self.over(received)
             self.tidy(now=True)
-            if note is None and received.attempt > 1:
-                note = Note(name_of(received), 0, received.attempt, received.since)
+            if note is None and received.attempt > 1 and has_id(received):
+                note = Note(received.id, attempt=received.attempt, since=received.since)
         if note is not None:
             self.write(note)
 
     def over(self, received: Received) -> None:
-        """It has its verdict."""
+        """It has its verdict, or is given back by who lives."""
         if self._known and (name := name_of(received)) in self._known:
+            run = self._alone.get(name)
+            if run and name in self._writer.unconfirmed:
+                # That it runs alone is on its way to the server and cannot be removed there yet; this follows it.
+                self._writer.write(Note(name, lived=run))
             self._over.add(name)
 
     def tidy(self, *, now: bool) -> None:
@@ -110,7 +117,8 @@ class Notes:
                 if note.id in over:
                     channel.basic_ack(tag)
         self._known -= over
-        self._alone -= over
+        for name in over:
+            self._alone.pop(name, None)
         self._over -= over
 
     @contextmanager
@@ -170,10 +178,15 @@ class Notes:
 def name_of(received: Received) -> str:
     """
     What a message is called in notes: its id. One that came without has another id at every hand-out, and is called by what it
-    says; if there are several of them, one of them kills as well as the other.
+    says; if there are several of them, one kills as well as the other.
     """
-    native = received.native
-    if native.properties.message_id is not None:
+    if has_id(received):
         return received.id
+    native = received.native
     text = f"{native.exchange}\n{native.routing_key}\n".encode()
     return hashlib.sha256(text + received.body).hexdigest()
+
+
+def has_id(received: Received) -> bool:
+    """Of its own, which is the same at every hand-out."""
+    return bool(received.native.properties.message_id)

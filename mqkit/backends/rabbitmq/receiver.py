@@ -15,10 +15,10 @@ import msgspec
 from mqkit.backends.base import Declaration, Done, Received, Release, Settlement, Turn
 from mqkit.backends.parked import Parked, Waiting
 from mqkit.backends.rabbitmq import names, topology, wire
-from mqkit.backends.rabbitmq.connection import Connection, closing_reason
+from mqkit.backends.rabbitmq.connection import FAREWELL, Connection, closing_reason
 from mqkit.backends.rabbitmq.errors import refusal
-from mqkit.backends.rabbitmq.note import Note
-from mqkit.backends.rabbitmq.notes import Notes, name_of
+from mqkit.backends.rabbitmq.note import Note, Noted
+from mqkit.backends.rabbitmq.notes import Notes, has_id, name_of
 from mqkit.backends.rabbitmq.tags import Tags
 from mqkit.errors import LeaseLost, Lost, MqkitError, Unavailable
 
@@ -48,7 +48,7 @@ class RabbitReceiver:
         self._ordered = topology.ordered(source) and not source.address.dead
         self._queues = names.queues_of(source.address, source.partitions)
         self._notes = Notes(connection, source.address)
-        self._read_notes: dict[str, Note] | None = None  # within one call of `_take`
+        self._read_notes: dict[str, Noted] | None = None  # within one call of `_take`
         self._ran_alone: dict[str, Received] = {}  # and have no verdict yet; by their names in notes
         self._parked = Parked()
         self._tags = Tags()
@@ -109,10 +109,8 @@ class RabbitReceiver:
         return Turn(self._take(room) if room else (), (), refused)
 
     def isolate(self, delivery: Received) -> None:
-        name = name_of(delivery)
-        self._ran_alone[name] = delivery
-        self._notes.write(Note(name, alone=1))
-        self._notes.confirm()
+        self._ran_alone[name_of(delivery)] = delivery
+        self._notes.isolate(delivery)
 
     def flush(self, timeout: float) -> Turn:
         refused = self._carry_out(patiently=True)
@@ -133,6 +131,7 @@ class RabbitReceiver:
             with contextlib.suppress(MqkitError):
                 for received in self._ran_alone.values():
                     self._notes.over(received)
+                self._notes.confirm(FAREWELL)
                 self._notes.tidy(now=True)
         self._notes.close()
         if self._ordered or self._address.dead:
@@ -215,7 +214,8 @@ class RabbitReceiver:
         note = None
         if release.attempt is not None:
             changes = {"attempt": release.attempt, "since": release.since, "lost": 0, "solo": 0}
-            note = Note(name_of(received), 0, release.attempt, release.since, due)
+            if has_id(received):  # others without may say the same, and have failed less often
+                note = Note(received.id, attempt=release.attempt, since=release.since, due=due)
         self._notes.released(received, note)
         self._parked.put(Waiting(tag, msgspec.structs.replace(received, **changes), due))
 
@@ -262,7 +262,7 @@ class RabbitReceiver:
         note = self._read_notes.get(name_of(received))
         if note is None:
             return False
-        received.solo = note.alone
+        received.solo = note.solo
         if note.attempt > received.attempt:
             received.attempt, received.since = note.attempt, note.since
         if not self._ordered or note.due <= self.now():

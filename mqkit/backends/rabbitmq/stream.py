@@ -47,7 +47,7 @@ class Stream(_SelectConnection):  # type: ignore[misc]
         """Bytes of `bytes_sent` that the other machine has not taken; where the system does not tell, those that this one has not."""
         waiting: int = self._transport.get_write_buffer_size()
         if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # the socket is closed, or the system does not tell
+            with contextlib.suppress(OSError, ValueError):  # the system does not tell, or the socket is closed
                 waiting += struct.unpack("i", ioctl(self._transport._sock, TIOCOUTQ, bytes(4)))[0]
         return waiting
 

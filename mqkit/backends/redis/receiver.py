@@ -171,7 +171,7 @@ class RedisReceiver:
         connection = self._connect()
         try:
             self._use(connection)
-            self._recover()
+            self._ahead += self._unheard_of()
             # A read of the old connection may still wait at the server, or on its way there, and bring us something.
             self._recover_at = time.monotonic() + BLOCK + _MARGIN
         except BaseException:
@@ -199,17 +199,20 @@ class RedisReceiver:
         until = round((self._clock.now() + self._lease) * 1000)
         connection.run(scripts.WRITE, [self._keys.owners], ["ZADD", until, self._name])
 
-    def _recover(self) -> None:
+    def _unheard_of(self) -> list[Received]:
         """What the server says we hold and we have not heard of: it was in an answer that never came."""
         arguments = [*self._me(), self._unit.group, self._unit.alone, self._unit.notes, *self._streams()]
         reply = self._need().run(scripts.MINE, [self._keys.owners], arguments)
         if reply[0] == b"stale":
             self._stale()
-            return
+            return []
         known = {delivery.native for delivery in self._held.values()}
         known |= {delivery.native for delivery in self._ahead}
         known |= {each.delivery.native for each in self._staged}
-        self._ahead += [each for each in self._taken(reply[1]) if each.native not in known]
+        return [each for each in self._taken(reply[1]) if each.native not in known]
+
+    def _take_late(self, deliveries: Sequence[Received]) -> None:
+        self._ahead += deliveries
 
     # -- one turn ------------------------------------------------------------------------------------------------------
 
@@ -222,8 +225,8 @@ class RedisReceiver:
         if self._reading_since is not None and (room == 0 or self._read_is_void or again):
             self._stop_reading()
         if again:
+            self._take_late(self._unheard_of())
             self._recover_at = float("inf")
-            self._recover()
         self._work(room - len(self._ahead))
         self._trim()
 

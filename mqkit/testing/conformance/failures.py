@@ -116,7 +116,7 @@ class TestFailures:
         numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
         seen: list[int] = []
 
-        @bus.on(numbers, concurrency=1, retry=Retry(attempts=2, backoff=fixed(1.5)))
+        @bus.on(numbers, concurrency=1, retry=Retry(attempts=2, backoff=fixed(5.0)))
         def handle(number: int, delivery: Delivery[int]) -> None:
             seen.append(number)
             if number == 0 and delivery.attempt == 1:
@@ -450,8 +450,8 @@ class TestFailures:
         numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
         letters = bus.dead_letters(numbers)
         with bus.subscription(numbers) as messages:
-            bus.publish(numbers, 7, ttl=1.0)
-            over = time.monotonic() + 1.2
+            bus.publish(numbers, 7, ttl=5.0)
+            over = time.monotonic() + 5.2
             [delivery] = harness.take(messages, 1)
             delivery.reject("for the test")
             harness.wait(letters.list)
@@ -965,10 +965,12 @@ def dead_numbers(harness: Harness, count: int) -> tuple[Queue[int], Bus]:
 
 
 def take_all(bus: Bus, source: Queue[Any]) -> list[Delivery[Any]]:
-    """Everything that waits in a queue, acknowledged; it is over when nothing comes for a second."""
+    """Everything that waits in a queue, acknowledged; it is over when nothing comes for a second and nothing waits there."""
     taken: list[Delivery[Any]] = []
-    with bus.subscription(source, prefetch=1000) as messages:
-        while deliveries := messages.receive(max=1000, timeout=1.0):
+    late = time.monotonic() + 60.0
+    with closing(bus.link.backend.admin()) as admin, bus.subscription(source, prefetch=1000) as messages:
+        while (deliveries := messages.receive(max=1000, timeout=1.0)) or admin.count(source.address):
+            assert time.monotonic() < late, f"{source} is not empty after a minute; {len(taken)} came"
             for delivery in deliveries:
                 delivery.ack()
             taken += deliveries

@@ -73,7 +73,7 @@ class TestOrdering:
     @case("E.04", needs=("order_by_key",))
     def test_a_retry_holds_its_key_back_exactly_where_order_was_asked_for(self, harness: Harness) -> None:
         topic = Topic(harness.unique("steps"), Step, key=lambda step: step.key)
-        bus, retry = harness.bus(), Retry(attempts=3, backoff=fixed(0.5))
+        bus, retry = harness.bus(), Retry(attempts=3, backoff=fixed(2.0))
         ordered: list[int] = []
         loose: list[int] = []
 

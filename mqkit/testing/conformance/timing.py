@@ -127,7 +127,7 @@ class TestTiming:
         bus.on(words)(seen.append)
 
         bus.publish(words, "far", ttl=3600.0)
-        bus.publish(words, "counted from when it is due", delay=2.0, ttl=1.8)
+        bus.publish(words, "counted from when it is due", delay=6.0, ttl=5.0)
         expired = bus.publish(words, "short", ttl=0.05)
         over = time.monotonic() + 0.2
         harness.wait(lambda: time.monotonic() > over)
@@ -142,13 +142,13 @@ class TestTiming:
         words, bus = Queue(harness.unique("words"), str), harness.bus()
         attempts: list[int] = []
 
-        @bus.on(words, retry=Retry(attempts=5, backoff=fixed(1.5)))
+        @bus.on(words, retry=Retry(attempts=5, backoff=fixed(6.0)))
         def handle(word: str, delivery: Delivery[str]) -> None:
             attempts.append(delivery.attempt)
             raise ConnectionError(word)
 
         with bus.worker():
-            bus.publish(words, "flaky", ttl=1.0)
+            bus.publish(words, "flaky", ttl=5.0)
             [dead] = harness.wait(bus.dead_letters(words).list)
 
         assert attempts == [1]
@@ -173,8 +173,8 @@ class TestTiming:
         seen: list[Step] = []
         bus.on(queue)(seen.append)
 
-        bus.publish(queue, Step("due before anybody looks", 0), delay=0.1)
-        over = time.monotonic() + 0.2
+        bus.publish(queue, Step("due before anybody looks", 0), delay=1.0)
+        over = time.monotonic() + 1.1
         for key in ("due before anybody looks", "due while they look"):
             bus.publish_many(queue, [Step(key, 1), Step(key, 2)])
         harness.wait(lambda: time.monotonic() > over)
@@ -191,7 +191,9 @@ class TestTiming:
         bus.on(topic, group="late")(lambda event: seen.append(("late", event)))
 
         bus.publish(topic, "before")
-        bus.publish(topic, "meanwhile", delay=4.0)  # long enough for a worker to start on a busy machine
+        bus.publish(
+            topic, "meanwhile", delay=4.0 * harness.scale
+        )  # long enough for a worker to start on a busy machine
         drain(harness, bus)
 
         assert sorted(seen) == [("early", "before"), ("early", "meanwhile"), ("late", "meanwhile")]

@@ -16,10 +16,12 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import (
     ACL,
+    ACLFilter,
     ACLOperation,
     ACLPermissionType,
     ACLResourcePatternType,
     ResourcePattern,
+    ResourcePatternFilter,
     ResourceType,
 )
 
@@ -219,13 +221,15 @@ def _grant(server: KafkaProcess, user: str, prefix: str) -> None:
     granted.append((ResourcePattern(ResourceType.CLUSTER, "kafka-cluster"), "IDEMPOTENT_WRITE"))
     admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{server.port}")
     try:
-        answer = admin.create_acls(
-            [
-                ACL(f"User:{user}", "*", ACLOperation[name], ACLPermissionType.ALLOW, pattern)
-                for pattern, name in granted
-            ]
-        )
+        rights = [
+            ACL(f"User:{user}", "*", ACLOperation[name], ACLPermissionType.ALLOW, pattern) for pattern, name in granted
+        ]
+        answer = admin.create_acls(rights)
         assert not answer["failed"], answer
+        # The broker applies them a moment after the cluster has agreed to them.
+        anything = ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
+        theirs = ACLFilter(f"User:{user}", "*", ACLOperation.ANY, ACLPermissionType.ANY, anything)
+        until(lambda: set(rights) <= set(admin.describe_acls(theirs)[0]))
     finally:
         admin.close()
 

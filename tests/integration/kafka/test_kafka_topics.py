@@ -27,10 +27,12 @@ words = Queue("words", str)
 events = Topic("events", int)
 
 
-def all_of(messages: Subscription[Any]) -> list[Any]:
-    """The payloads that come until none has come for a second, acknowledged."""
-    payloads = []
-    while deliveries := messages.receive(max=1000, timeout=1.0):
+def all_of(messages: Subscription[Any], least: int) -> list[Any]:
+    """The payloads that come, acknowledged: at least so many, and then until none has come for a second."""
+    payloads: list[Any] = []
+    late = time.monotonic() + 60.0
+    while (deliveries := messages.receive(max=1000, timeout=1.0)) or len(payloads) < least:
+        assert time.monotonic() < late, payloads
         for delivery in deliveries:
             payloads.append(delivery.payload)
             delivery.ack()
@@ -46,7 +48,7 @@ class TestWhereAGroupBegins:
 
         late = Topic("events", int, native=KafkaTopic(starts={"late": border}))
         with harness.bus().subscription(late, group="late") as messages:
-            assert sorted(all_of(messages)) == list(range(10, 20))
+            assert sorted(all_of(messages, 10)) == list(range(10, 20))
 
     def test_at_offsets_if_it_says_so_and_at_the_end_of_the_other_partitions(self, harness: KafkaHarness) -> None:
         publishing = harness.bus()
@@ -56,7 +58,7 @@ class TestWhereAGroupBegins:
 
         late = Topic("events", int, native=KafkaTopic(starts={"late": {0: 3}}))
         with harness.bus().subscription(late, group="late") as messages:
-            assert sorted(all_of(messages)) == [3, 4]
+            assert sorted(all_of(messages, 2)) == [3, 4]
 
 
 def _a_time_between() -> float:
@@ -198,7 +200,7 @@ class TestMakingThem:
         bus.publish(words, large, timeout=20.0)
 
         with bus.subscription(words) as messages:
-            assert all_of(messages) == [large]
+            assert all_of(messages, 1) == [large]
 
     def test_what_is_compressed_takes_little_room_there(self, harness: KafkaHarness, kafka: KafkaProcess) -> None:
         bus = harness.bus(harness.url_with(compression="gzip", partitions=1))
@@ -207,7 +209,7 @@ class TestMakingThem:
         log = kafka.folder / "data" / f"{harness.prefix}words__queue-0"
         assert sum(map(_size, log.glob("*.log"))) < 10_000
         with bus.subscription(words) as messages:
-            assert all_of(messages) == ["x" * 500_000]
+            assert all_of(messages, 1) == ["x" * 500_000]
 
 
 def _configured(harness: KafkaHarness, name: str) -> dict[str, str]:
@@ -259,9 +261,9 @@ class TestConsuming:
 
         with bus.subscription(numbers, prefetch=window) as messages:
             [stuck] = harness.take(messages, 1)
-            before = all_of(messages)
+            before = all_of(messages, 10 * window - window)
             stuck.ack()
-            after = all_of(messages)
+            after = all_of(messages, count - 1 - len(before))
 
         assert stuck.payload == 0
         assert 10 * window - window <= len(before) <= 10 * window
@@ -277,7 +279,7 @@ class TestConsuming:
 
             with pytest.raises(Unavailable, match="while it is consumed"):
                 harness.purge(events, "all")
-            assert all_of(messages) == [2]
+            assert all_of(messages, 1) == [2]
 
     def test_a_named_instance_that_was_killed_has_its_partitions_back_at_once(self, harness: KafkaHarness) -> None:
         lines, url = list[str](), harness.url_with(lease=30, instance="one")

@@ -44,7 +44,7 @@ def test_those_who_read_at_the_same_moment_hide_nothing_from_each_other(harness:
     try:
         notes = Notes(writer, address)
         for id in ids:
-            notes.write(Note(id, alone=1))
+            notes.write(Note(id, alone="a run"))
         notes.confirm()
         notes.close()
         readers = [threading.Thread(target=read) for _ in range(3)]
