@@ -59,7 +59,7 @@ class NoteWriter:
 
     def serve(self) -> None:
         """Once in a while. Where there is no way to the server, a later call tries again: who works is not held up by it."""
-        if self._refused:
+        if self._link is not None and (self._refused or not self._channel.is_open):
             self._drop()
         if self._link is None and (not self._waiting or time.monotonic() < self._again_at):
             return

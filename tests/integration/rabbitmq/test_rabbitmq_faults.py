@@ -327,6 +327,28 @@ class TestLosingTheServer:
 
         assert sorted(seen) == [(step, attempt) for step in range(6) for attempt in (1, 2, 3)]
 
+    def test_a_consumer_that_cannot_have_a_second_connection_for_notes_goes_on(self, harness: RabbitHarness) -> None:
+        steps, seen = Queue("steps", int, key=lambda step: f"key {step % 2}"), list[tuple[int, int]]()
+        consuming, others = harness.bus(), harness.bus()
+
+        @consuming.on(steps, concurrency=1, retry=Retry(attempts=3, backoff=fixed(0.1)))
+        def handle(step: int, delivery: Delivery[int]) -> None:
+            seen.append((step, delivery.attempt))
+            if step and delivery.attempt < 3:
+                raise ValueError("not yet")
+
+        with consuming.worker():
+            others.publish(steps, 0)
+            harness.wait(lambda: seen == [(0, 1)])
+            harness.server.process.ctl("set_vhost_limits", "-p", harness.vhost, '{"max-connections": 0}')
+            try:
+                others.publish_many(steps, range(1, 5))
+                harness.wait(lambda: len(seen) == 13)
+            finally:
+                harness.server.process.ctl("clear_vhost_limits", "-p", harness.vhost)
+
+        assert sorted(seen) == [(0, 1)] + [(step, attempt) for step in range(1, 5) for attempt in (1, 2, 3)]
+
     def test_closing_under_an_alarm_is_bounded(self, harness: RabbitHarness) -> None:
         bus = harness.bus()
         bus.publish(numbers, 1)

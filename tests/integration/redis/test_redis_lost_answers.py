@@ -12,7 +12,8 @@ import redis
 from mqkit import Bus, Queue
 from mqkit._topology import source_declaration
 from mqkit.backends.base import Done, Received, Receiver, Release
-from mqkit.backends.redis import receiver as module
+from mqkit.backends.redis import keyed as keyed_module
+from mqkit.backends.redis import receiver as receiver_module
 from mqkit.errors import Unavailable
 from mqkit.testing.brokers import RedisProcess
 from mqkit.testing.chaos import FaultProxy
@@ -60,7 +61,8 @@ def client(server: RedisProcess) -> redis.Redis:
 def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
     server: RedisProcess, monkeypatch: pytest.MonkeyPatch, queue: Queue[str]
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK", 0.5)
+    for module in (receiver_module, keyed_module):
+        monkeypatch.setattr(module, "BLOCK", 0.5)
     stream = "{mqkit}:q:" + queue.name
     with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), queue) as receiver:
         proxy.reset()

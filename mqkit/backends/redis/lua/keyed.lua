@@ -68,13 +68,12 @@ end
 
 local function let_go(key, more)
   local holder, held, had_more = lock(key)
-  if holder ~= me then
-    return
-  end
-  if held > 1 then
+  if holder == me and held > 1 then
     put(key, me, held - 1, (more or had_more == '1') and '1' or '0')
-  else
+  elseif holder == me or not holder then
     free(key)
+  elseif more then
+    put(key, holder, held, '1')
   end
 end
 
