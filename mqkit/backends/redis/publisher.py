@@ -13,13 +13,12 @@ from mqkit.backends.redis.clock import ServerClock
 from mqkit.backends.redis.connection import Bell, Broken, Connection, run, wait
 from mqkit.backends.redis.errors import ScriptMissing, publish_error
 from mqkit.backends.redis.keys import Keys, field_of
-from mqkit.backends.redis.source import Registered
+from mqkit.backends.redis.source import TRIM, Registered
 from mqkit.backends.redis.wire import copy_of, head_of, pack, pack_adding, to_live
 from mqkit.errors import Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 # One script call blocks the server for all, so it takes no more than this.
 _MESSAGES_PER_CALL, _BYTES_PER_CALL = 100, 1 << 20
-TRIM = 1.0  # seconds between two trims of topics that retain
 _PLAIN = Registered()
 
 

@@ -24,7 +24,7 @@ from mqkit.backends.redis.clock import ServerClock
 from mqkit.backends.redis.connection import Bell, Broken, Connection, run, wait
 from mqkit.backends.redis.errors import ScriptMissing
 from mqkit.backends.redis.keys import Keys, Unit
-from mqkit.backends.redis.source import Source
+from mqkit.backends.redis.source import TRIM, Source
 from mqkit.backends.redis.wire import Argument, Entry, pack
 from mqkit.errors import LeaseLost, MqkitError, NotFound, PublishFailed, Unavailable
 
@@ -32,7 +32,6 @@ BLOCK = 5.0  # seconds one XREADGROUP waits at the server
 _MARGIN = 2.0  # seconds after which a server that should have answered it counts as hung
 _TICK = 0.25  # seconds between two looks at what is due
 _LOOK = 2.0  # most seconds between two looks for dead consumers
-_TRIM = 1.0  # seconds between two trims of a topic
 _IDS = 500  # entries settled by one operation of a script
 _CALL_BYTES = 1 << 20  # copies carried out by one call of a script, which blocks the server for all
 
@@ -476,7 +475,7 @@ class RedisReceiver:
     def _trim(self) -> None:
         now = time.monotonic()
         if self._unit.topic is not None and now >= self._trim_at:
-            self._trim_at = now + _TRIM
+            self._trim_at = now + TRIM
             ctl = self._need()
             ctl.run(scripts.TRIM, [self._unit.topic], [round(self._source.retain * 1000)])
 

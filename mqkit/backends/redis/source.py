@@ -11,6 +11,8 @@ from mqkit.backends.redis.keys import Keys, Unit
 from mqkit.errors import TopologyMismatch
 from mqkit.native import RedisQueue, RedisTopic
 
+TRIM = 1.0  # seconds between two removals of what a topic has kept long enough
+
 
 class Registered(msgspec.Struct, omit_defaults=True, frozen=True):
     """One field of the registry, as JSON."""

@@ -120,6 +120,10 @@ class Harness:
         self.wait(enough, within)
         return taken
 
+    def take_only(self, messages: Subscription[T], count: int, quiet: float = 0.2) -> list[Delivery[T]]:
+        """As `take`, and whatever else comes within `quiet` seconds: there should be nothing."""
+        return [*self.take(messages, count), *messages.receive(max=20, timeout=quiet)]
+
     def depth(self, source: Destination[Any], group: str | None = None, *, dead: bool = False) -> Depth:
         """How much a queue, a group or their dead letters hold now; zeros where there is none."""
         address = source.address._replace(group=group or "", dead=dead)
