@@ -24,8 +24,9 @@ from mqkit.testing.brokers import Certificates, RabbitProcess
 from mqkit.testing.conformance import Harness
 
 # Seconds after which the server tells its own API of changes, and by when it is certain to have done so. Not faster: a tick
-# that finds a quorum queue half made ends that and the connection that makes it with code 541 (3.10.8).
-TICK, SETTLED = 0.15, 0.4
+# that finds a quorum queue half made ends that and the connection that makes it with code 541 (3.10.8). Then: by when the
+# consumers of a queue that was deleted are gone.
+TICK, SETTLED, GONE = 0.15, 0.4, 1.0
 
 
 class Api:
@@ -150,7 +151,7 @@ class RabbitHarness(Harness):
         what it sends them never arrives (3.10.8).
         """
         super().delete(source, group, **more)
-        time.sleep(SETTLED)  # nothing but the client of the consumer sees when that is
+        time.sleep(GONE)  # nothing but the client of the consumer sees when that is
 
     @property
     def system(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,20 +12,49 @@ from collections.abc import Callable
 
 from tests.integration import programs
 
+_MARK = "\0caught up"
+
+
+class Lines(list[str]):
+    """
+    What processes wrote, in exactly the order in which they wrote it: they share one pipe, and one thread reads it. Were
+    it a pipe and a thread for each, a slow machine could put what was written later first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        read, self.pipe = os.pipe()
+        self._marks = threading.Semaphore(0)
+        self._reader = threading.Thread(target=self._read, args=(read,), daemon=True)
+        self._reader.start()
+
+    def catch_up(self) -> None:
+        """What was written before is here."""
+        os.write(self.pipe, f"{_MARK}\n".encode())
+        assert self._marks.acquire(timeout=30.0)
+
+    def close(self) -> None:
+        os.close(self.pipe)
+        self._reader.join(10.0)
+
+    def _read(self, pipe: int) -> None:
+        with os.fdopen(pipe) as written:
+            for line in written:
+                if line.rstrip("\n") == _MARK:
+                    self._marks.release()
+                else:
+                    self.append(line.strip())
+
 
 class Consumer:
-    """A process; `lines` is shared by several, in the order in which they were written."""
+    """A process that writes to `lines`."""
 
     module = programs.__name__
     farewell = 30.0  # seconds it may take to end
 
-    def __init__(self, lines: list[str], program: str, *arguments: str) -> None:
+    def __init__(self, lines: Lines, program: str, *arguments: str) -> None:
         self._lines = lines
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, program, *arguments], stdout=subprocess.PIPE, text=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self.process = subprocess.Popen([sys.executable, "-m", self.module, program, *arguments], stdout=lines.pipe)
 
     def kill(self) -> None:
         self.process.kill()
@@ -36,15 +66,8 @@ class Consumer:
 
     def end(self) -> int:
         code = self.process.wait(self.farewell)
-        self._reader.join(10.0)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._lines.catch_up()
         return code
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line.strip())
 
 
 def until(condition: Callable[[], object], within: float) -> float:

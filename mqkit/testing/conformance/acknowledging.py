@@ -53,7 +53,7 @@ class TestAcknowledging:
             bus.publish(words, "later")
             for delivery in harness.take(messages, 2):
                 asked[delivery.payload] = time.monotonic()
-                delivery.retry(after=0.4 if delivery.payload == "later" else 0.0)
+                delivery.retry(after=2.0 if delivery.payload == "later" else 0.0)
             for _ in range(2):
                 [delivery] = harness.take(messages, 1)
                 came[delivery.payload] = time.monotonic() - asked[delivery.payload]
@@ -61,7 +61,7 @@ class TestAcknowledging:
                 delivery.ack()
 
         assert list(came) == ["at once", "later"]
-        assert came["later"] >= 0.4
+        assert came["later"] >= 2.0
 
     @case("C.03")
     def test_three_hundred_failures_over_fifty_messages_end_with_each_of_them_done(self, harness: Harness) -> None:
@@ -114,13 +114,12 @@ class TestAcknowledging:
                 delivery.ack()
             with first.subscription(words) as others:
                 nothing = others.receive(timeout=0.2)
-            in_hand = harness.depth(words).inflight
+            harness.wait(lambda: harness.depth(words).inflight == 2)
             for delivery in held:
                 delivery.reject("by its holder")
             harness.wait_empty(words)
 
         assert nothing == []
-        assert in_hand == 2
         assert [dead.reason for dead in second.dead_letters(words).list()] == ["by its holder"] * 2
 
     @case("C.06", needs=("order_by_key",))
@@ -191,13 +190,13 @@ class TestAcknowledging:
 
     @case("C.10", needs=("lease",))
     def test_a_delivery_held_longer_than_its_lease_stays_where_it_is(self, harness: Harness) -> None:
-        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=0.5)
+        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=2.0)
         first, second = harness.bus(url), harness.bus(url)
         first.publish(words, "held")
 
         with first.subscription(words) as holder, second.subscription(words) as other:
             [delivery] = harness.take(holder, 1)
-            taken = other.receive(timeout=2.0)
+            taken = other.receive(timeout=5.0)
             delivery.ack()
             harness.wait_empty(words)
 

@@ -118,7 +118,7 @@ class TestConcurrency:
 
     @case("L.04", needs=("lease",))
     def test_a_handler_slower_than_the_lease_keeps_its_message(self, harness: Harness) -> None:
-        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=0.5)
+        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=2.0)
         begun: list[int | None] = []
         ended: list[str] = []
 
@@ -128,7 +128,7 @@ class TestConcurrency:
             @bus.on(words, concurrency=1)
             def handle(word: str, delivery: Delivery[str]) -> None:
                 begun.append(delivery.deliveries)
-                threading.Event().wait(2.0)  # the work itself, four leases long
+                threading.Event().wait(5.0)  # the work itself, longer than two leases
                 ended.append(word)
 
             return bus

@@ -575,7 +575,7 @@ class TestFailures:
         def consumer(number: int) -> Bus:
             bus = harness.bus()
 
-            @bus.on(words, retry=Retry(attempts=3, backoff=fixed(0.3)))
+            @bus.on(words, retry=Retry(attempts=3, backoff=fixed(2.0)))
             def handle(word: str, delivery: Delivery[str]) -> None:
                 attempts.append((number, delivery.attempt))
                 raise ConnectionError(word)

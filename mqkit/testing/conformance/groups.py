@@ -15,7 +15,7 @@ from mqkit.errors import ConfigError
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import drain
 from mqkit.testing.conformance.harness import Harness, Process
-from mqkit.testing.conformance.ordering import short_lease
+from mqkit.testing.conformance.ordering import lease_of, short_lease
 
 MOST_HELD = 1000  # messages a consumer holds at once, however fast its handlers are
 
@@ -296,6 +296,10 @@ class TestGroups:
                 unblock.wait(60.0)
             done.append(number)
 
+        def in_hand_by_pulling() -> bool:
+            depth = harness.depth(numbers)
+            return (depth.inflight, depth.ready) == (10, total - 10)
+
         def worked() -> bool:
             held.append(harness.depth(numbers).inflight)
             return len(done) >= quick
@@ -304,7 +308,7 @@ class TestGroups:
             bus.publish_many(numbers, range(first, first + 5000), timeout=60.0)
         with bus.subscription(numbers, prefetch=10) as messages:
             harness.take(messages, 10)
-            by_pulling = harness.depth(numbers)
+            harness.wait(in_hand_by_pulling)
         with bus.worker():
             harness.wait(worked, within=120.0)
             harness.wait(lambda: harness.depth(numbers).inflight)
@@ -313,7 +317,6 @@ class TestGroups:
             unblock.set()
             harness.wait_empty(numbers, within=60.0)
 
-        assert (by_pulling.inflight, by_pulling.ready) == (10, total - 10)
         assert max(*held, stuck.inflight) <= MOST_HELD
         assert stuck.ready >= total - quick - 2 * MOST_HELD
         assert len(set(done)) == len(done)
@@ -377,7 +380,7 @@ class TestGroups:
     @case("D.14", needs=("order_by_key", "survives_process", "processes"))
     def test_where_all_messages_have_one_key_one_consumer_works_and_another_takes_over(self, harness: Harness) -> None:
         numbers, bus = Queue(harness.unique("numbers"), int, key=lambda _: "one"), harness.bus()
-        active = harness.consumer("hold_a_key", numbers.name, url=short_lease(harness))
+        active = harness.consumer("hold_a_key", numbers.name, url=lease_of(harness, 3.0))
 
         bus.publish_many(numbers, range(3))
         active.wait_line("0")

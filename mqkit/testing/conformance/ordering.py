@@ -98,7 +98,7 @@ class TestOrdering:
     @pytest.mark.slow
     @case("E.05", needs=("order_by_key", "survives_process", "processes"))
     def test_the_order_of_each_key_survives_failures_and_killed_consumers(self, harness: Harness) -> None:
-        name, url, bus = harness.unique("steps"), short_lease(harness), harness.bus()
+        name, url, bus = harness.unique("steps"), lease_of(harness, 3.0), harness.bus()
         bus.publish_many(steps(name), [Step(f"key{key}", number) for number in range(30) for key in range(10)])
         processes = [harness.consumer("consume_keyed", name, url=url) for _ in range(3)]
 

@@ -76,7 +76,7 @@ def fail_and_wait(url: str, name: str) -> None:
     """Fail every attempt of three; lines are its number."""
     bus = Bus(url)
 
-    @bus.on(Queue(name, str), retry=Retry(attempts=3, backoff=fixed(1.0)))
+    @bus.on(Queue(name, str), retry=Retry(attempts=3, backoff=fixed(3.0)))
     def handle(word: str, delivery: Delivery[str]) -> None:
         _say("attempt", delivery.attempt)
         raise ConnectionError(word)

@@ -106,7 +106,7 @@ class TestTiming:
     @case("G.07", needs=("delay",))
     def test_delays_are_told_apart_as_finely_as_declared(self, harness: Harness) -> None:
         numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
-        step = max(0.25, 2 * harness.capabilities.delay_resolution)
+        step = max(0.25 * harness.scale, 2 * harness.capabilities.delay_resolution)
         seen: list[int] = []
         bus.on(numbers, concurrency=1)(seen.append)
 

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from mqkit.backends.kafka import member
-from tests.integration.processes import Consumer, done, inversions, until
+from tests.integration.processes import Consumer, Lines, done, inversions, until
 from tests.integration.programs import doubled, numbers, steps
 from tests.kafka_server import KafkaHarness
 
@@ -22,8 +22,9 @@ RECORDS = int(os.environ.get("MQKIT_KAFKA_RECORDS", "20000"))  # of the longest 
 @pytest.mark.timeout(400 + RECORDS // 50)
 def test_exactly_once_through_kills_and_rebalances_the_output_is_the_function_of_the_input(
     harness: KafkaHarness,
+    lines: Lines,
 ) -> None:
-    url, bus, lines = f"{harness.url}&lease=2", harness.bus(), list[str]()
+    url, bus = f"{harness.url}&lease=2", harness.bus()
     bus.declare(numbers, doubled)
     for first in range(0, RECORDS, 5000):
         bus.publish_many(numbers, range(first, min(RECORDS, first + 5000)), timeout=60.0)
@@ -48,8 +49,7 @@ def test_exactly_once_through_kills_and_rebalances_the_output_is_the_function_of
     assert found == Counter(2 * number for number in range(RECORDS))
 
 
-def test_keys_keep_their_order_through_failures_kills_joins_and_leaves(harness: KafkaHarness) -> None:
-    lines: list[str] = []
+def test_keys_keep_their_order_through_failures_kills_joins_and_leaves(harness: KafkaHarness, lines: Lines) -> None:
     keys, each = 24, 25
     url, bus = f"{harness.url}&lease=2", harness.bus()
     bus.declare(steps)
@@ -75,8 +75,7 @@ def test_keys_keep_their_order_through_failures_kills_joins_and_leaves(harness: 
     assert bus.dead_letters(steps).list() == []
 
 
-def test_a_message_that_kills_its_process_dies_alone(harness: KafkaHarness) -> None:
-    lines: list[str] = []
+def test_a_message_that_kills_its_process_dies_alone(harness: KafkaHarness, lines: Lines) -> None:
     url, bus = f"{harness.url}&lease=1", harness.bus()
     bus.publish_many(numbers, range(200))
     starts = 0
@@ -96,8 +95,8 @@ def test_a_message_that_kills_its_process_dies_alone(harness: KafkaHarness) -> N
     assert {int(line) for line in lines} == set(range(200)) - {77}
 
 
-def test_ten_joins_and_leaves_of_healthy_consumers_lose_and_repeat_nothing(harness: KafkaHarness) -> None:
-    lines, bus, total = list[str](), harness.bus(), 6000
+def test_ten_joins_and_leaves_of_healthy_consumers_lose_and_repeat_nothing(harness: KafkaHarness, lines: Lines) -> None:
+    bus, total = harness.bus(), 6000
     bus.declare(numbers)
     steady = Consumer(lines, "consume", harness.url)
     try:
@@ -115,9 +114,9 @@ def test_ten_joins_and_leaves_of_healthy_consumers_lose_and_repeat_nothing(harne
     assert Counter(map(int, lines)) == Counter(range(total))
 
 
-def test_what_was_done_out_of_order_is_neither_lost_nor_repeated_by_a_kill(harness: KafkaHarness) -> None:
+def test_what_was_done_out_of_order_is_neither_lost_nor_repeated_by_a_kill(harness: KafkaHarness, lines: Lines) -> None:
     """The first message of a partition is stuck; all behind it are done, and their commit cannot pass it."""
-    lines, bus, url = list[str](), harness.bus(), f"{harness.url}&lease=1&partitions=1"
+    bus, url = harness.bus(), f"{harness.url}&lease=1&partitions=1"
     bus.close()
     harness.bus(url).publish_many(numbers, range(300))
     stuck = Consumer(lines, "consume_slowly", url, "60")
@@ -133,9 +132,9 @@ def test_what_was_done_out_of_order_is_neither_lost_nor_repeated_by_a_kill(harne
 
 
 def test_a_slow_handler_causes_no_rebalance(harness: KafkaHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three times as long as the driver lets a consumer go without a poll."""
-    monkeypatch.setattr(member, "SLOWEST", 1.0)
-    bus, begun = harness.bus(harness.url_with(lease=1.0)), list[int]()
+    """Twice as long as the driver lets a consumer go without a poll."""
+    monkeypatch.setattr(member, "SLOWEST", 3.0)
+    bus, begun = harness.bus(harness.url_with(lease=3.0)), list[int]()
     ended = threading.Event()
 
     @bus.on(numbers, concurrency=4)

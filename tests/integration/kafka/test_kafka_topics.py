@@ -16,7 +16,7 @@ from mqkit.errors import ConfigError, MqkitError, Unavailable
 from mqkit.native import KafkaPartition, KafkaQueue, KafkaTopic
 from mqkit.subscription import Subscription
 from mqkit.testing.brokers import KafkaProcess
-from tests.integration.processes import Consumer
+from tests.integration.processes import Consumer, Lines
 from tests.integration.programs import numbers
 from tests.kafka_server import KafkaHarness
 from tests.unit.waiting import until
@@ -281,8 +281,10 @@ class TestConsuming:
                 harness.purge(events, "all")
             assert all_of(messages, 1) == [2]
 
-    def test_a_named_instance_that_was_killed_has_its_partitions_back_at_once(self, harness: KafkaHarness) -> None:
-        lines, url = list[str](), harness.url_with(lease=30, instance="one")
+    def test_a_named_instance_that_was_killed_has_its_partitions_back_at_once(
+        self, harness: KafkaHarness, lines: Lines
+    ) -> None:
+        url = harness.url_with(lease=30, instance="one")
         harness.bus().publish(numbers, 1)
         consumers = [Consumer(lines, "consume", url)]
         try:

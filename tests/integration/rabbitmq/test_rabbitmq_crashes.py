@@ -9,7 +9,7 @@ import pytest
 
 from mqkit import Delivery, Queue, Retry
 from mqkit.patterns.retry import fixed
-from tests.integration.processes import Consumer, done, inversions, until
+from tests.integration.processes import Consumer, Lines, done, inversions, until
 from tests.integration.programs import numbers, steps
 from tests.rabbit_server import RabbitHarness
 
@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(300)
-def test_what_a_killed_consumer_held_is_with_another_within_ten_seconds_twenty_times(harness: RabbitHarness) -> None:
-    lines: list[str] = []
+def test_what_a_killed_consumer_held_is_with_another_within_ten_seconds_twenty_times(
+    harness: RabbitHarness, lines: Lines
+) -> None:
     bus, total = harness.bus(), 4000
     survivor = Consumer(lines, "consume", harness.url)
     try:
@@ -38,8 +39,7 @@ def test_what_a_killed_consumer_held_is_with_another_within_ten_seconds_twenty_t
 
 
 @pytest.mark.timeout(300)
-def test_keys_keep_their_order_through_failures_kills_joins_and_leaves(harness: RabbitHarness) -> None:
-    lines: list[str] = []
+def test_keys_keep_their_order_through_failures_kills_joins_and_leaves(harness: RabbitHarness, lines: Lines) -> None:
     keys, each = 24, 25
     bus = harness.bus()
     bus.declare(steps)
@@ -66,8 +66,7 @@ def test_keys_keep_their_order_through_failures_kills_joins_and_leaves(harness: 
 
 
 @pytest.mark.timeout(300)
-def test_a_message_that_kills_its_process_dies_alone(harness: RabbitHarness) -> None:
-    lines: list[str] = []
+def test_a_message_that_kills_its_process_dies_alone(harness: RabbitHarness, lines: Lines) -> None:
     bus = harness.bus()
     bus.publish_many(numbers, range(200))
     starts = 0

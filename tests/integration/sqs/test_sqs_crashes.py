@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
 
 from tests.integration import processes
-from tests.integration.processes import until
+from tests.integration.processes import Lines, done, inversions, until
 from tests.integration.sqs import sqs_programs
 from tests.integration.sqs.sqs_programs import numbers, steps
 from tests.sqs_server import SqsHarness
@@ -22,8 +22,7 @@ class Consumer(processes.Consumer):
 
 
 @pytest.mark.timeout(240)
-def test_eight_killed_consumers_of_three_thousand_messages_lose_none(harness: SqsHarness) -> None:
-    lines: list[str] = []
+def test_eight_killed_consumers_of_three_thousand_messages_lose_none(harness: SqsHarness, lines: Lines) -> None:
     harness.bus().publish_many(numbers, range(3000), timeout=60.0)
     url = harness.url_with(lease=5)
     consumers = [Consumer(lines, "consume", url) for _ in range(3)]
@@ -43,42 +42,33 @@ def test_eight_killed_consumers_of_three_thousand_messages_lose_none(harness: Sq
 
 
 @pytest.mark.timeout(300)
-def test_order_by_key_holds_over_four_processes_with_failures_kills_and_polite_leaves(harness: SqsHarness) -> None:
-    lines: list[str] = []
+def test_order_by_key_holds_over_four_processes_with_failures_kills_and_polite_leaves(
+    harness: SqsHarness, lines: Lines
+) -> None:
     keys, each = 20, 40
     harness.bus().publish_many(steps, [[key, number] for number in range(each) for key in range(keys)], timeout=60.0)
     url, chance = harness.url_with(lease=5), random.Random(7)
     consumers = [Consumer(lines, "consume_keyed", url, str(seed)) for seed in range(4)]
 
-    def done() -> set[tuple[str, str]]:
-        return {(words[0], words[1]) for words in map(str.split, list(lines)) if words[3] == "done"}
-
     try:
         for round_ in range(1, 7):
-            until(lambda round_=round_: len(done()) >= round_ * 100, within=90.0)  # type: ignore[misc]
+            until(lambda round_=round_: len(done(lines)) >= round_ * 100, within=90.0)  # type: ignore[misc]
             one = consumers.pop(chance.randrange(4))
             if round_ % 2:
                 one.kill()
             else:
                 one.leave()
             consumers.append(Consumer(lines, "consume_keyed", url, str(10 + round_)))
-        until(lambda: len(done()) == keys * each, within=120.0)
+        until(lambda: len(done(lines)) == keys * each, within=120.0)
     finally:
         for consumer in consumers:
             consumer.kill()
 
-    furthest: defaultdict[str, int] = defaultdict(int)
-    for line in lines:
-        key, number, _, _ = line.split()
-        # What was handled last may come once more after a kill; nothing may come before what stands in front of it.
-        assert int(number) <= furthest[key], line
-        if line.endswith("done"):
-            furthest[key] = max(furthest[key], int(number) + 1)
+    assert inversions(lines) == []
 
 
 @pytest.mark.timeout(240)
-def test_of_a_fifo_queue_only_the_message_that_kills_its_process_dies(harness: SqsHarness) -> None:
-    lines: list[str] = []
+def test_of_a_fifo_queue_only_the_message_that_kills_its_process_dies(harness: SqsHarness, lines: Lines) -> None:
     harness.bus().publish_many(steps, [[key, number] for number in range(2) for key in range(10)])
     url = harness.url_with(lease=5)
 
@@ -103,8 +93,9 @@ def test_of_a_fifo_queue_only_the_message_that_kills_its_process_dies(harness: S
 
 
 @pytest.mark.timeout(120)
-def test_ten_processes_that_declare_groups_of_one_topic_at_once_make_each_once(harness: SqsHarness) -> None:
-    lines: list[str] = []
+def test_ten_processes_that_declare_groups_of_one_topic_at_once_make_each_once(
+    harness: SqsHarness, lines: Lines
+) -> None:
     processes = [Consumer(lines, "declare", harness.url, str(number)) for number in range(10)]
 
     assert [process.end() for process in processes] == [0] * 10

@@ -7,7 +7,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqkit import Bus, Queue, Topic
+from mqkit.testing.brokers.process import free_ports
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Mqkit, Start
@@ -180,8 +180,7 @@ def until(question: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def test_probes_are_answered_while_it_runs(start: Start, shop: Path, port: int):

@@ -115,26 +115,27 @@ def test_the_first_attempt_may_be_given_by_the_envelope(station: Station) -> Non
 def test_a_delayed_message_arrives_when_it_is_due(station: Station) -> None:
     receiver = station.receiver(QUEUE)
     start = time.monotonic()
-    station.publish(QUEUE, "late", delay=0.3)
+    station.publish(QUEUE, "late", delay=1.0)
     station.publish(QUEUE, "now")
     assert station.depth(QUEUE) == (1, 0, 1)
 
     got = take(receiver, 2)
 
     assert ids(got) == ["now", "late"]
-    assert 0.3 <= time.monotonic() - start < 1.0
+    assert 1.0 <= time.monotonic() - start < 5.0
 
 
 def test_expiry_counts_from_the_moment_a_message_is_due(station: Station) -> None:
     receiver = station.receiver(QUEUE)
-    now = receiver.now()
+    before = receiver.now()
     station.publish(QUEUE, "a", ttl=5.0, delay=0.1)
     station.publish(QUEUE, "b", ttl=5.0)
+    after = receiver.now()
 
     got = {each.id: each.expires_at for each in take(receiver, 2)}
 
-    assert 5.1 <= got["a"] - now < 6.0
-    assert 5.0 <= got["b"] - now < 5.1
+    assert before + 5.1 <= got["a"] <= after + 5.1
+    assert before + 5.0 <= got["b"] <= after + 5.0
 
 
 def test_an_expired_message_is_handed_out_all_the_same(station: Station) -> None:
