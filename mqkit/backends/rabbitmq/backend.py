@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from mqkit.backends.rabbitmq.admin import RabbitAdmin
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import Declarer
 from mqkit.backends.rabbitmq.listener import RabbitListener
+from mqkit.backends.rabbitmq.note import Note
 from mqkit.backends.rabbitmq.options import RabbitOptions, Server
 from mqkit.backends.rabbitmq.publisher import RabbitPublisher
 from mqkit.backends.rabbitmq.receiver import RabbitReceiver
@@ -41,6 +43,7 @@ class RabbitBackend:
         self._server = Server.of(url, options)
         self._now = clock.now
         self._routes: dict[Address, Route] = {}  # of topics, learned from their declarations
+        self._unsaid: defaultdict[Address, list[Note]] = defaultdict(list)  # see `Notes`
         self.capabilities = Capabilities(
             name="rabbitmq",
             durable="yes",
@@ -71,7 +74,7 @@ class RabbitBackend:
         try:
             if source.address.kind == "broadcast":
                 return RabbitListener(connection, source.address, self._now)
-            return RabbitReceiver(connection, source, window, self._now)
+            return RabbitReceiver(connection, source, window, self._now, self._unsaid[source.address])
         except BaseException:
             connection.close()
             raise

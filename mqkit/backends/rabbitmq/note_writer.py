@@ -52,6 +52,11 @@ class NoteWriter:
         """Names of messages whose notes may reach the server later."""
         return {note.id for note in (*self._unconfirmed.values(), *self._waiting)}
 
+    @property
+    def lived(self) -> list[Note]:
+        """Of these, what nobody else can say: that a run alone has killed nobody."""
+        return [note for note in (*self._unconfirmed.values(), *self._waiting) if note.lived]
+
     def write(self, note: Note) -> None:
         """Does not wait for the server to take it; `confirm` does."""
         self._waiting.append(note)

@@ -9,10 +9,11 @@ over because its process died right after the verdict is dropped by the server a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +21,11 @@ from pika.spec import Basic
 
 from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names
-from mqkit.backends.rabbitmq.connection import Connection
+from mqkit.backends.rabbitmq.connection import FAREWELL, Connection
 from mqkit.backends.rabbitmq.declare import Declarer
 from mqkit.backends.rabbitmq.note import Note, Noted, decode, together
 from mqkit.backends.rabbitmq.note_writer import NoteWriter
-from mqkit.errors import Lost, NotFound, Unavailable
+from mqkit.errors import Lost, MqkitError, NotFound, Unavailable
 
 TIDY = 1.0  # seconds between two rounds of removing what is over
 LOOK = 0.05  # seconds between two looks whether others have ended their turn
@@ -34,9 +35,15 @@ _CLASSIC = {"x-queue-type": "classic"}  # whatever kind the vhost prefers
 
 
 class Notes:
-    """The notes of one source, read on its consumer's connection. Blocking, each step bounded by the connection's patience."""
+    """
+    The notes of one source, read on its consumer's connection. Blocking, each step bounded by the connection's patience.
 
-    def __init__(self, connection: Connection, address: Address) -> None:
+    Args:
+        unsaid: What an earlier consumer in this process could not tell the server any more. It is written first; what this
+            one cannot tell either is put here.
+    """
+
+    def __init__(self, connection: Connection, address: Address, unsaid: list[Note]) -> None:
         self._connection = connection
         self._address = address
         self._queue = names.notes_of(address)
@@ -46,6 +53,10 @@ class Notes:
         self._alone: dict[str, str] = {}  # names of those that run alone, or ran, with the run if it is ours
         self._over: set[str] = set()
         self._tidied = time.monotonic()
+        self._unsaid = unsaid
+        waiting, unsaid[:] = list(unsaid), []
+        for note in waiting:
+            self._writer.write(note)
 
     def read(self) -> dict[str, Noted]:
         """By the names that `name_of` gives messages."""
@@ -54,7 +65,7 @@ class Notes:
         except NotFound:
             return {}
         with self._turn(self._connection.server.options.patience) as channel:
-            found = together([note for note, _ in self._all(channel)])
+            found = together([*(note for note, _ in self._all(channel)), *self._writer.lived])
         self._known.update(found)
         for name, noted in found.items():
             if noted.solo:
@@ -82,7 +93,23 @@ class Notes:
         """As `NoteWriter.confirm`."""
         self._writer.confirm(timeout)
 
-    def close(self) -> None:
+    def close(self, given_back: Sequence[Received] = ()) -> None:
+        """
+        Those that are given back while they run alone have killed nobody, and whoever has them next must know: their notes
+        are removed, or where the connection that reads them is broken, what is noted says so.
+        """
+        for received in given_back:
+            self.over(received)
+        if lived := [Note(name, lived=run) for name in sorted(self._over) if (run := self._alone.get(name))]:
+            try:
+                self.confirm(FAREWELL)
+                self.tidy(now=True)
+            except MqkitError:
+                for note in lived:
+                    self._writer.write(note)
+                with contextlib.suppress(MqkitError):
+                    self.confirm(FAREWELL)
+        self._unsaid += self._writer.lived
         self._writer.close()
 
     def released(self, received: Received, note: Note | None) -> None:

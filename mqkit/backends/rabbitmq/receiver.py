@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 import uuid
@@ -15,7 +14,7 @@ import msgspec
 from mqkit.backends.base import Declaration, Done, Received, Release, Settlement, Turn
 from mqkit.backends.parked import Parked, Waiting
 from mqkit.backends.rabbitmq import names, topology, wire
-from mqkit.backends.rabbitmq.connection import FAREWELL, Connection, closing_reason
+from mqkit.backends.rabbitmq.connection import Connection, closing_reason
 from mqkit.backends.rabbitmq.errors import refusal
 from mqkit.backends.rabbitmq.note import Note, Noted
 from mqkit.backends.rabbitmq.notes import Notes, has_id, name_of
@@ -38,7 +37,14 @@ class RabbitReceiver:
     given back goes to the server after a moment. With order it stays here, unacknowledged and in its place.
     """
 
-    def __init__(self, connection: Connection, source: Declaration, window: int, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        source: Declaration,
+        window: int,
+        now: Callable[[], float],
+        unsaid: list[Note],
+    ) -> None:
         self.now = now
         self._connection = connection
         self._address = source.address
@@ -47,7 +53,7 @@ class RabbitReceiver:
         self._counted = topology.counts(source)
         self._ordered = topology.ordered(source) and not source.address.dead
         self._queues = names.queues_of(source.address, source.partitions)
-        self._notes = Notes(connection, source.address)
+        self._notes = Notes(connection, source.address, unsaid)
         self._read_notes: dict[str, Noted] | None = None  # within one call of `_take`
         self._ran_alone: dict[str, Received] = {}  # and have no verdict yet; by their names in notes
         self._parked = Parked()
@@ -127,13 +133,7 @@ class RabbitReceiver:
         if self._closed:
             return
         self._closed = True
-        if self._ran_alone:  # who is given back while it runs alone has killed nobody
-            with contextlib.suppress(MqkitError):
-                for received in self._ran_alone.values():
-                    self._notes.over(received)
-                self._notes.confirm(FAREWELL)
-                self._notes.tidy(now=True)
-        self._notes.close()
+        self._notes.close(list(self._ran_alone.values()))
         if self._ordered or self._address.dead:
             self._connection.abort()  # a farewell would activate the next consumer before it returned what we hold
         else:

@@ -143,8 +143,10 @@ class RedisReceiver:
         if self._closed:
             return
         self._closed = True
-        if self._ctl is not None:
-            with contextlib.suppress(MqkitError):  # else the lease runs out
+        with contextlib.suppress(MqkitError):  # else the lease runs out
+            if self._ctl is None and self._ran_alone:  # whoever has it next must know that it has killed nobody
+                self._reconnect()
+            if self._ctl is not None:
                 self._leave()
         self._disconnect()
         self._bell.close()

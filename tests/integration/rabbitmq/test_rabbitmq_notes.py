@@ -34,7 +34,7 @@ def test_those_who_read_at_the_same_moment_hide_nothing_from_each_other(harness:
     def read() -> None:
         connection = Connection(server)
         try:
-            notes = Notes(connection, address)
+            notes = Notes(connection, address, [])
             for _ in range(READS):
                 seen.append(set(notes.read()))
         finally:
@@ -42,7 +42,7 @@ def test_those_who_read_at_the_same_moment_hide_nothing_from_each_other(harness:
 
     writer = Connection(server)
     try:
-        notes = Notes(writer, address)
+        notes = Notes(writer, address, [])
         for id in ids:
             notes.write(Note(id, alone="a run"))
         notes.confirm()
@@ -63,7 +63,7 @@ def test_what_is_written_while_the_queue_is_deleted_or_the_connection_breaks_is_
 ) -> None:
     server, address = server_of(harness), Address("queue", f"noted-{uuid.uuid4()}")
     reader = Connection(server)
-    notes = Notes(reader, address)
+    notes = Notes(reader, address, [])
     try:
         notes.write(Note("first", attempt=2))
         notes.confirm()
@@ -81,7 +81,7 @@ def test_what_is_written_while_the_queue_is_deleted_or_the_connection_breaks_is_
         reader.close()
     reader = Connection(server)
     try:
-        after_the_connection = set(Notes(reader, address).read())
+        after_the_connection = set(Notes(reader, address, []).read())
     finally:
         reader.close()
 
