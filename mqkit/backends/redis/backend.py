@@ -86,7 +86,7 @@ class RedisBackend(Backend):
             found = open_source(connection, self._keys, source)
             make = KeyedReceiver if found.ordered else RedisReceiver
             connect = functools.partial(self.connect, clock)
-            return make(connection, connect, self._keys, found, clock, self._options.lease)
+            return make(connection, connect, self._keys, found, clock, self._options.lease, self._declared)
         except BaseException:
             connection.close()
             raise

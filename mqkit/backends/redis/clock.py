@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import time
 
+_BOOT = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
+
+
+def ticks() -> float:
+    """Seconds since some moment, as `time.monotonic`, those in which the machine slept included, where it can tell."""
+    return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+
 
 class ServerClock:
     """
@@ -16,10 +23,10 @@ class ServerClock:
         self._offset: float | None = None
 
     def read(self, seconds: float, before: float, after: float) -> None:
-        """What the server answered between these two moments of the monotonic clock; only the first answer counts."""
+        """What the server answered between these two moments, as `ticks` has them; only the first answer counts."""
         if self._offset is None:
             self._offset = seconds - (before + after) / 2
 
     def now(self) -> float:
         offset = self._offset
-        return time.time() if offset is None else time.monotonic() + offset
+        return time.time() if offset is None else ticks() + offset

@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import socket
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ from redis.connection import Connection as PlainConnection
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from mqkit.backends.redis.clock import ServerClock
+from mqkit.backends.redis.clock import ServerClock, ticks
 from mqkit.backends.redis.errors import ScriptMissing, translate
 from mqkit.backends.redis.options import RedisOptions, Server
 from mqkit.backends.redis.scripts import Script
@@ -74,12 +73,12 @@ class Connection:
             self._driver.connect()
         except Exception as exc:
             raise unreachable(exc, self._name) from exc
-        before = time.monotonic()
+        before = ticks()
         self.send(pack("TIME") + pack("EXISTS", probe) + (pack("ROLE") if self.server.sentinels else b""))
         told, found = self.reply(), self.reply()
         if isinstance(told, MqkitError):
             raise told
-        clock.read(int(told[0]) + int(told[1]) / 1e6, before, time.monotonic())
+        clock.read(int(told[0]) + int(told[1]) / 1e6, before, ticks())
         if self.server.sentinels:
             role = self.reply()
             if not isinstance(role, MqkitError) and role[0] != b"master":

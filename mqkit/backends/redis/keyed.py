@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from mqkit.backends.base import Done, Received, Release, Settlement
+from mqkit.backends.base import Done, Release, Settlement
 from mqkit.backends.redis import scripts, wire
 from mqkit.backends.redis.connection import run
 from mqkit.backends.redis.keys import Unit
@@ -27,6 +27,7 @@ class KeyedReceiver(RedisReceiver):
     """
 
     loaded = scripts.OF_KEYED_RECEIVERS
+    late = float("inf")  # only scripts bring it messages
     _promising = True  # may a script find messages that the last one did not?
 
     def _work(self, want: int) -> None:
@@ -49,10 +50,6 @@ class KeyedReceiver(RedisReceiver):
         if keys and self._ahead:
             self._give_back_unseen(delivery for delivery in self._ahead if delivery.key in keys)
             self._ahead = deque(delivery for delivery in self._ahead if delivery.key not in keys)
-
-    def _take_late(self, deliveries: Sequence[Received]) -> None:
-        """One before it may have been given back meanwhile, so each takes its place again."""
-        self._give_back_unseen(deliveries)
 
     def _took(self, reply: Any) -> None:
         _, due, taken = reply

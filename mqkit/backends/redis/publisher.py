@@ -13,13 +13,12 @@ from mqkit.backends.redis.clock import ServerClock
 from mqkit.backends.redis.connection import Bell, Broken, Connection, run, wait
 from mqkit.backends.redis.errors import ScriptMissing, publish_error
 from mqkit.backends.redis.keys import Keys, field_of
-from mqkit.backends.redis.source import TRIM, Registered
+from mqkit.backends.redis.source import PLAIN, TRIM, Registered
 from mqkit.backends.redis.wire import copy_of, head_of, pack, pack_adding, to_live
 from mqkit.errors import Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 # One script call blocks the server for all, so it takes no more than this.
 _MESSAGES_PER_CALL, _BYTES_PER_CALL = 100, 1 << 20
-_PLAIN = Registered()
 
 
 class _Expected(NamedTuple):
@@ -70,7 +69,7 @@ class RedisPublisher:
         for message in batch:
             address = message.address
             live = address.kind == "broadcast"
-            if not live and (message.delay > 0 or (declared and declared.get(address, _PLAIN).dedupe)):
+            if not live and (message.delay > 0 or (declared and declared.get(address, PLAIN).dedupe)):
                 if len(scripted) >= _MESSAGES_PER_CALL or size + len(message.body) > _BYTES_PER_CALL:
                     data.append(self._scripted(scripted, since))
                     scripted, size = [], 0
@@ -142,12 +141,7 @@ class RedisPublisher:
         arguments: list[Any] = []
         now = self._clock.now()
         for message in messages:
-            window = self._declared.get(message.address, _PLAIN).dedupe
-            if window:
-                arguments += (self._keys.seen(message.address, message.id), max(1, round(window * 1000)))
-            else:
-                arguments += ("", "")
-            arguments += copy_of(message, self._keys, now)
+            arguments += copy_of(message, self._keys, now, self._declared.get(message.address, PLAIN).dedupe)
         self._expected.append(_Expected(self._scripts_answer, messages, since))
         return run(scripts.PUBLISH, [self._keys.owners], arguments)
 
@@ -219,7 +213,7 @@ class RedisPublisher:
         self._blocked = None
         outcomes: list[Outcome] = []
         for message, said in zip(messages, reply, strict=True):
-            if said in (b"ok", b"dup"):  # a duplicate is there already, which is what was asked for
+            if said == b"ok":
                 outcomes.append((message.token, None))
             elif said.startswith(b"NOSTREAM"):
                 missing = NotFound(f"{message.address} does not exist on this Redis server; declare it")

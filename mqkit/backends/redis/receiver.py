@@ -15,7 +15,7 @@ import functools
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mqkit.backends.base import Address, Done, Outgoing, Received, Release, Settlement, Turn
@@ -24,7 +24,7 @@ from mqkit.backends.redis.clock import ServerClock
 from mqkit.backends.redis.connection import Bell, Broken, Connection, run, wait
 from mqkit.backends.redis.errors import ScriptMissing
 from mqkit.backends.redis.keys import Keys, Unit
-from mqkit.backends.redis.source import TRIM, Source
+from mqkit.backends.redis.source import PLAIN, TRIM, Registered, Source
 from mqkit.backends.redis.wire import Argument, Entry, pack
 from mqkit.errors import LeaseLost, MqkitError, NotFound, PublishFailed, Unavailable
 
@@ -33,6 +33,7 @@ _MARGIN = 2.0  # seconds after which a server that should have answered it count
 _TICK = 0.25  # seconds between two looks at what is due
 _LOOK = 2.0  # most seconds between two looks for dead consumers
 _IDS = 500  # entries settled by one operation of a script
+_WAYS = 1024  # connections told apart by the fraction of a lease: a sum of milliseconds since 1970 has room for 10 bits more
 _CALL_BYTES = 1 << 20  # copies carried out by one call of a script, which blocks the server for all
 
 Connect = Callable[[], Connection]
@@ -43,9 +44,18 @@ class RedisReceiver:
     """See `base.Receiver`. What it holds is renewed as a whole by every script of its own."""
 
     loaded: ClassVar[tuple[scripts.Script, ...]] = scripts.OF_RECEIVERS
+    # Seconds after which the read of a connection that broke brings nothing more; no script guards it.
+    late: ClassVar[float] = BLOCK + _MARGIN
 
     def __init__(
-        self, connection: Connection, connect: Connect, keys: Keys, source: Source, clock: ServerClock, lease: float
+        self,
+        connection: Connection,
+        connect: Connect,
+        keys: Keys,
+        source: Source,
+        clock: ServerClock,
+        lease: float,
+        declared: Mapping[Address, Registered],
     ) -> None:
         self._connect = connect
         self._keys = keys
@@ -54,7 +64,9 @@ class RedisReceiver:
         self._unit: Unit = source.unit
         self._clock = clock
         self._lease = lease
+        self._declared = declared  # destinations that remember ids
         self._name = ""
+        self._way = 0  # how often it has connected anew
         self._bell = Bell()
         self._staged: list[Settlement] = []
         self._again = False  # the staged may have been carried out already: the answer never came
@@ -170,11 +182,14 @@ class RedisReceiver:
 
     def _reconnect(self) -> None:
         connection = self._connect()
+        self._way = (
+            self._way + 1
+        ) % _WAYS  # one that begins anew is taken for a late one, and goes on under another name
         try:
             self._use(connection)
             self._ahead += self._unheard_of()
             # A read of the old connection may still wait at the server, or on its way there, and bring us something.
-            self._recover_at = time.monotonic() + BLOCK + _MARGIN
+            self._recover_at = time.monotonic() + self.late
         except BaseException:
             self._disconnect()
             connection.close()
@@ -212,9 +227,6 @@ class RedisReceiver:
         known |= {each.delivery.native for each in self._staged}
         return [each for each in self._taken(reply[1]) if each.native not in known]
 
-    def _take_late(self, deliveries: Sequence[Received]) -> None:
-        self._ahead += deliveries
-
     # -- one turn ------------------------------------------------------------------------------------------------------
 
     def _serve(self, room: int) -> None:
@@ -226,7 +238,7 @@ class RedisReceiver:
         if self._reading_since is not None and (room == 0 or self._read_is_void or again):
             self._stop_reading()
         if again:
-            self._take_late(self._unheard_of())
+            self._ahead += self._unheard_of()
             self._recover_at = float("inf")
         self._work(room - len(self._ahead))
         self._trim()
@@ -438,7 +450,8 @@ class RedisReceiver:
             self._refused.append((delivery, _copy_error(delivery, result.decode(errors="replace"))))
 
     def _outgoing(self, message: Outgoing) -> list[Argument]:
-        return wire.copy_of(message, self._keys, self._clock.now())
+        dedupe = self._declared.get(message.address, PLAIN).dedupe
+        return wire.copy_of(message, self._keys, self._clock.now(), dedupe)
 
     def _copy(self, each: Release) -> list[Argument]:
         where, hash = (self._unit.side, "") if each.after <= 0 else self._unit.waiting
@@ -484,7 +497,7 @@ class RedisReceiver:
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def _me(self) -> tuple[Argument, ...]:
-        return self._name, round(self._lease * 1000)
+        return self._name, round(self._lease * 1000) + self._way / _WAYS
 
     def _streams(self) -> list[str]:
         return [self._unit.main, self._unit.side]

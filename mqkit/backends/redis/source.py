@@ -23,6 +23,9 @@ class Registered(msgspec.Struct, omit_defaults=True, frozen=True):
     dedupe: float = 0.0
 
 
+PLAIN = Registered()
+
+
 @dataclass(frozen=True)
 class Source:
     """A queue, a group or dead letters, as a receiver needs it."""

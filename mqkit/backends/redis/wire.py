@@ -88,8 +88,8 @@ def head_of(message: Outgoing, now: float) -> bytes:
     return _encode(Head(message.headers, message.envelope, now + message.delay + message.ttl))
 
 
-def copy_of(message: Outgoing, keys: Keys, now: float) -> list[Argument]:
-    """The arguments of one message for `copy` in the scripts."""
+def copy_of(message: Outgoing, keys: Keys, now: float, dedupe: float = 0.0) -> list[Argument]:
+    """The arguments of one message for `copy` in the scripts; its id is remembered for `dedupe` seconds, if any."""
     address = message.address
     where, hash, after = keys.landing(address), "", 0
     if message.delay > 0:
@@ -99,6 +99,7 @@ def copy_of(message: Outgoing, keys: Keys, now: float) -> list[Argument]:
     return [
         keys.registry, field_of(address), where, hash, after, kind,
         message.id, message.key or "", head_of(message, now), message.body,
+        *((keys.seen(address, message.id), max(1, round(dedupe * 1000))) if dedupe else ("", "")),
     ]  # fmt: skip
 
 
@@ -118,7 +119,20 @@ def released(
         0 if failed else delivery.solo,
     )
     milliseconds = round(after * 1000) if hash else 0
-    return ["", "", where, hash, milliseconds, "", delivery.id, delivery.key or "", _encode(head), delivery.body]
+    return [
+        "",
+        "",
+        where,
+        hash,
+        milliseconds,
+        "",
+        delivery.id,
+        delivery.key or "",
+        _encode(head),
+        delivery.body,
+        "",
+        "",
+    ]
 
 
 def note_of(delivery: Received, count: int, due: float, attempt: int | None, since: float | None) -> bytes:
@@ -173,7 +187,10 @@ def _foreign(
 ) -> Received:
     """Of a client that knows nothing of mqkit: what looks like a body is the body, the rest are headers."""
     table = dict(zip(fields[::2], fields[1::2], strict=False))
-    key = _text(table.get(b"key", b"")) or None
+    pairs = zip(fields[::2], fields[1::2], strict=False)
+    key = next(
+        (_text(value) for name, value in pairs if name == b"key" and value), None
+    )  # the first, as in the scripts
     body = next((table.pop(name) for name in _BODIES if name in table), None)
     if body is None and len(table) == 1:
         body = table.popitem()[1]

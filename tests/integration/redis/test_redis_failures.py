@@ -354,6 +354,28 @@ def test_a_lost_reply_doubles_nothing_where_ids_are_remembered(
             bus.flush()
 
 
+def test_an_id_is_remembered_whoever_publishes_it_and_a_replay_is_no_publish(server: RedisProcess) -> None:
+    careful = Queue("careful", str, native=RedisQueue(dedupe=60.0))
+    with Bus(server.url) as bus, client(server) as native:
+
+        @bus.on(words)
+        def handle(word: str, delivery: Delivery[str]) -> None:
+            delivery.publish(careful, word, id="the-one")
+
+        bus.declare(careful)
+        bus.publish_many(words, ["first", "second"])
+        with bus.worker():
+            until(lambda: native.xlen("{mqkit}:q:words") == 0)
+        stored = native.xlen("{mqkit}:q:careful")
+        with bus.subscription(careful) as messages:
+            [delivery] = messages.receive(max=1, timeout=10.0)
+            delivery.reject("for the test")
+        until(lambda: bus.dead_letters(careful).list())
+        replayed = bus.dead_letters(careful).replay()
+
+        assert (stored, replayed, native.xlen("{mqkit}:q:careful")) == (1, 1, 1)
+
+
 def test_a_server_that_evicts_messages_is_refused_unless_that_is_accepted() -> None:
     with RedisProcess(maxmemory="64mb", config={"maxmemory-policy": "allkeys-lru"}) as server:
         with pytest.raises(ConfigError, match="allkeys-lru"), Bus(server.url) as bus:

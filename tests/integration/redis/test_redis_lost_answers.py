@@ -13,8 +13,9 @@ import redis
 from mqkit import Bus, Queue
 from mqkit._topology import source_declaration
 from mqkit.backends.base import Done, Received, Receiver, Release
-from mqkit.backends.redis import keyed as keyed_module
 from mqkit.backends.redis import receiver as receiver_module
+from mqkit.backends.redis.receiver import RedisReceiver
+from mqkit.backends.redis.scripts import KEYED_SETTLE, KEYED_TAKE, Script
 from mqkit.errors import Unavailable
 from mqkit.testing.brokers import RedisProcess
 from mqkit.testing.chaos import FaultProxy
@@ -65,20 +66,19 @@ def client(server: RedisProcess) -> redis.Redis:
     return redis.Redis(port=server.port)
 
 
-@both
 def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
-    server: RedisProcess, monkeypatch: pytest.MonkeyPatch, queue: Queue[str]
+    server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (receiver_module, keyed_module):
-        monkeypatch.setattr(module, "BLOCK", 0.5)
-    stream = "{mqkit}:q:" + queue.name
-    with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), queue) as receiver:
+    monkeypatch.setattr(receiver_module, "BLOCK", 0.5)
+    monkeypatch.setattr(RedisReceiver, "late", 1.0)
+    stream = "{mqkit}:q:plain"
+    with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), plain) as receiver:
         proxy.reset()
         until(lambda: broken(receiver))
         receiver.receive(0, 0.0)  # connected again
         with Bus(server.url) as bus, client(server) as native:
             [consumer] = native.zrange("{mqkit}:own", 0, -1)
-            bus.publish(queue, "late")
+            bus.publish(plain, "late")
             # The read of the old connection reaches the server only now.
             native.xreadgroup("mqkit", consumer, {stream: ">"}, count=10)
 
@@ -88,6 +88,39 @@ def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
 
             assert native.xlen(stream) == 0
     assert late.body == b'"late"'
+
+
+def test_what_an_earlier_connection_asks_for_late_is_refused(server: RedisProcess) -> None:
+    with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        receiving(proxy.through(server.url), keyed) as receiver,
+        Bus(server.url) as bus,
+        client(server) as native,
+    ):
+        [consumer] = native.zrange("{mqkit}:own", 0, -1)
+        source = "{mqkit}:q:keyed"
+        keys = ["{mqkit}:own", *(source + end for end in ("/l", "/w", "/k", "/n", "/s"))]
+        before = [consumer, 30_000, "mqkit", 1, 1, source]
+
+        def late(script: Script, *arguments: object) -> object:
+            return native.evalsha(script.sha, len(keys), *keys, *before, *arguments)  # type: ignore[arg-type]
+
+        assert late(KEYED_TAKE, 10, 10)[0] == b"ok"  # type: ignore[index]
+        proxy.reset()
+        until(lambda: broken(receiver))
+        receiver.receive(0, 0.0)  # connected again
+        bus.publish(keyed, "a first")
+        bus.publish(keyed, "a second")
+
+        taken = late(KEYED_TAKE, 10, 10)
+        deliveries = received(receiver, 2)
+        settled = [late(KEYED_SETTLE, "A", 1, each.native.id, "a", 0, 0) for each in deliveries]
+        receiver.settle([Done(each) for each in deliveries])
+        turn = receiver.flush(5.0)
+
+    assert [taken, *settled] == [[b"stale"]] * 3
+    assert [each.body for each in deliveries] == [b'"a first"', b'"a second"']
+    assert list(turn.refused) == []
 
 
 def test_a_message_in_a_lost_answer_does_not_pass_the_one_before_it_of_its_key(server: RedisProcess) -> None:
@@ -118,19 +151,27 @@ def test_a_message_in_a_lost_answer_does_not_pass_the_one_before_it_of_its_key(s
 
 
 def fields_without_a_body(native: redis.Redis) -> None:
-    native.xadd("{mqkit}:q:keyed", {"key": "a", "price": "5"})
+    for _ in range(2):
+        native.xadd("{mqkit}:q:keyed", {"key": "a", "price": "5"})
 
 
 def a_key_that_is_no_text(native: redis.Redis) -> None:
-    native.xadd("{mqkit}:q:keyed", {"key": b"\xff", "body": "5"})
+    for _ in range(2):
+        native.xadd("{mqkit}:q:keyed", {"key": b"\xff", "body": "5"})
 
 
-@pytest.mark.parametrize("publish", [fields_without_a_body, a_key_that_is_no_text], ids=lambda way: way.__name__)
+def a_key_that_is_said_twice(native: redis.Redis) -> None:
+    native.execute_command("XADD", "{mqkit}:q:keyed", "*", "key", "", "key", "a", "key", "b", "body", "5")
+    native.xadd("{mqkit}:q:keyed", {"key": "b", "body": "5"})
+
+
+@pytest.mark.parametrize(
+    "publish", [fields_without_a_body, a_key_that_is_no_text, a_key_that_is_said_twice], ids=lambda way: way.__name__
+)
 def test_the_keys_of_foreign_messages_are_free_again(
     server: RedisProcess, publish: Callable[[redis.Redis], None]
 ) -> None:
     with receiving(server.url, keyed) as receiver, client(server) as native:
-        publish(native)
         publish(native)
         for first in received(receiver, 2):
             receiver.settle([Done(first)])

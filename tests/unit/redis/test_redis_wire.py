@@ -24,7 +24,7 @@ def outgoing(**options: object) -> Outgoing:
 
 
 def fields_of(message: Outgoing) -> list[bytes]:
-    id, key, head, body = wire.copy_of(message, KEYS, 1000.0)[6:]
+    id, key, head, body = wire.copy_of(message, KEYS, 1000.0)[6:10]
     assert isinstance(id, str)
     assert isinstance(key, str)
     assert isinstance(head, bytes)

@@ -1,12 +1,20 @@
--- Add one message, described by ten arguments from ARGV[at]:
+-- Add one message, described by twelve arguments from ARGV[at]:
 --   registry key, field that must be registered there (or ''), stream or sorted set, hash ('' for a stream),
---   milliseconds until it is due, 'topic' if the stream may be missing (or ''), then id, key, h, body
--- Returns an error text, or nothing. What was done is noted in `undo`, because a script that fails is not rolled back.
-local COPY = 10
+--   milliseconds until it is due, 'topic' if the stream may be missing (or ''), then id, key, h, body, and the key that
+--   remembers its id ('' for none) with for how many milliseconds
+-- Returns an error text, or nothing: it is there, perhaps from before. What was done is noted in `undo`, because a script
+-- that fails is not rolled back.
+local COPY = 12
 
 local function copy(at, undo)
   local registry, field, where, hash, after, kind = unpack(ARGV, at, at + 5)
-  local id, key, head, body = unpack(ARGV, at + 6, at + 9)
+  local id, key, head, body, seen, window = unpack(ARGV, at + 6, at + 11)
+  if seen ~= '' then
+    if not redis.call('SET', seen, '', 'NX', 'PX', window) then
+      return nil
+    end
+    undo[#undo + 1] = {'DEL', seen}
+  end
   if hash ~= '' then
     if field ~= '' and redis.call('HEXISTS', registry, field) == 0 then
       return 'NOSTREAM ' .. field
