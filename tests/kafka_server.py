@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
-from mqkit.backends.kafka.names import Names
+from mqkit.backends.kafka.names import LANES, Names
 from mqkit.destinations import Destination
 from mqkit.message import Message
 from mqkit.native import KafkaPartition, KafkaTopic
@@ -43,10 +43,18 @@ class KafkaHarness(Harness):
         super().__init__(f"{server.url}?{urlencode({'prefix': self.prefix})}", scale=3.0)
 
     def inject(self, destination: Destination[Any], body: bytes, headers: dict[str, str]) -> None:
+        self.write(self._kafka_names.topic(destination.address), body, headers)
+
+    def write(self, topic: str, body: bytes, headers: dict[str, str]) -> None:
         producer = KafkaProducer(bootstrap_servers=self._address)
         texts = [(name, value.encode()) for name, value in headers.items()]
-        producer.send(self._kafka_names.topic(destination.address), body, headers=texts).get(10)
+        producer.send(topic, body, headers=texts).get(10)
         producer.close()
+
+    @property
+    def first_lane(self) -> str:
+        """The topic in which what is almost due waits."""
+        return self._kafka_names.lane(LANES[0])
 
     def read_native(self, destination: Destination[Any]) -> list[bytes]:
         return [record.value for record in self.records(self._kafka_names.topic(destination.address))]

@@ -198,6 +198,10 @@ class Transactions:
         """As `Producer.knows`."""
         return self._opened().knows(topic)
 
+    def partitions(self, topic: str) -> Sequence[int]:
+        """As `Producer.partitions`."""
+        return self._opened().partitions(topic)
+
     def _await(self, producer: Producer, futures: Sequence[Any], topics: set[str]) -> None:
         """
         Until the records are written.

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kafka import TopicPartition as Partition
@@ -23,7 +23,7 @@ from mqkit.backends.kafka.member import Member
 from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.backends.kafka.producer import Record, Transactions
 from mqkit.backends.kafka.trim import Trimmer
-from mqkit.errors import MqkitError
+from mqkit.errors import MqkitError, NotFound, Unavailable
 
 log = logging.getLogger("mqkit")
 
@@ -31,6 +31,9 @@ AT_ONCE = 500  # records of one transaction
 AHEAD = 2000  # records of a lane that are kept here, about
 ABSENT = 30.0  # seconds for which a queue must be missing until what waits for it is let go
 AGAIN = 1.0  # seconds after a failure
+PUT_OFF = 60.0  # seconds until a record that its topic refuses is tried again
+
+_Waiting = tuple[Partition, Any]  # a record of a lane
 
 
 class Relay:
@@ -73,6 +76,9 @@ class Relay:
             self._serve()
             self._soonest = self._next_ready()
         except MqkitError:
+            self._start_over()
+        except Exception:  # others' messages must not end this consumer
+            log.exception("delayed.failed")
             self._start_over()
         finally:
             self._lock.release()
@@ -131,28 +137,51 @@ class Relay:
             self._paused.discard(partition)
 
     def _move(self, member: Member) -> None:
-        now = self._now()
-        records: list[Record] = []
-        offsets: dict[Partition, OffsetAndMetadata] = {}
-        moved: dict[Partition, int] = {}
-        for partition, lane in self._lanes.items():
-            for number, record in enumerate(lane):
-                if len(records) >= AT_ONCE or self._ready_at(partition.topic, record) > now:
-                    break
-                records.append(self._next_hop(record, now))
-                offsets[partition] = OffsetAndMetadata(record.offset + 1, "", -1)
-                moved[partition] = number + 1
-        if not records:
+        ready = self._ready(self._now())
+        if not ready:
             return
-        gone = self._gone({record.topic for record in records})
+        try:
+            self._hop(member, ready)
+        except (Unavailable, NotFound):
+            raise
+        except MqkitError:  # one of them is refused, and it is not said which
+            for one in ready:
+                self._hop_alone(member, one)
+
+    def _ready(self, now: float) -> list[_Waiting]:
+        """What may move, at most as much as one transaction takes; of each lane from its beginning."""
+        ready: list[_Waiting] = []
+        for partition, lane in self._lanes.items():
+            for record in lane:
+                if len(ready) >= AT_ONCE or self._ready_at(partition.topic, record) > now:
+                    break
+                ready.append((partition, record))
+        return ready
+
+    def _hop_alone(self, member: Member, one: _Waiting) -> None:
+        """One that its topic refuses waits on: it is not lost, and keeps nothing else waiting."""
+        try:
+            self._hop(member, [one])
+        except (Unavailable, NotFound):
+            raise
+        except MqkitError as exc:
+            self._hop(member, [one], put_off=True)
+            log.warning("delayed.refused", extra={"topic": wire.hop_of(one[1].headers).to, "error": str(exc)})
+
+    def _hop(self, member: Member, ready: Sequence[_Waiting], *, put_off: bool = False) -> None:
+        """All of them in one transaction. Raises as that."""
+        now = self._now()
+        gone = self._gone({hop.to for _, record in ready if (hop := wire.hop_of(record.headers)).to and hop.due <= now})
+        records = [self._put_off(record, now) if put_off else self._next_hop(record, now) for _, record in ready]
         self._transactions.carry_out(
-            [record for record in records if record.topic not in gone], offsets, member.metadata
+            [record for record in records if record is not None and record.topic not in gone],
+            {partition: OffsetAndMetadata(record.offset + 1, "", -1) for partition, record in ready},
+            member.metadata,
         )
-        for partition, count in moved.items():
-            self._moved[partition] = offsets[partition].offset
+        for partition, record in ready:
             lane = self._lanes[partition]
-            for _ in range(count):
-                lane.popleft()
+            lane.popleft()
+            self._moved[partition] = record.offset + 1
             if partition in self._paused and len(lane) < AHEAD // 2:
                 self._paused.discard(partition)
                 member.resume([partition])
@@ -172,17 +201,24 @@ class Relay:
         return min((self._ready_at(topic, record) for topic, record in heads), default=math.inf)
 
     def _ready_at(self, lane: str, record: Any) -> float:
-        due = float(wire.value_of(record.headers, wire.DUE) or 0.0)
         seconds: float = record.timestamp / 1000 + self._names.lanes[lane]
-        return min(due, seconds)
+        return min(wire.hop_of(record.headers).due, seconds)
 
-    def _next_hop(self, record: Any, now: float) -> Record:
-        due, to = float(wire.value_of(record.headers, wire.DUE) or 0.0), wire.value_of(record.headers, wire.TO) or ""
-        if due > now:
-            return Record(self._names.lane(lane_for(due - now)), record.key, record.value, list(record.headers))
-        partition = wire.value_of(record.headers, wire.PARTITION)
-        headers = wire.without(record.headers, *wire.LADDER)
-        return Record(to, record.key, record.value, headers, int(partition) if partition else None)
+    def _next_hop(self, record: Any, now: float) -> Record | None:
+        """Onto the next lane, or where it is to go; None: nowhere, so it is none of ours."""
+        hop = wire.hop_of(record.headers)
+        if hop.due > now:
+            return Record(self._names.lane(lane_for(hop.due - now)), record.key, record.value, list(record.headers))
+        if not hop.to:
+            log.warning("delayed.unreadable", extra={"topic": record.topic, "offset": record.offset})
+            return None
+        # Its topic may have been made again with less.
+        partition = hop.partition if hop.partition in self._transactions.partitions(hop.to) else None
+        return Record(hop.to, record.key, record.value, wire.without(record.headers, *wire.LADDER), partition)
+
+    def _put_off(self, record: Any, now: float) -> Record:
+        headers = [*wire.without(record.headers, wire.DUE), (wire.DUE, repr(now + PUT_OFF).encode())]
+        return Record(self._names.lane(lane_for(PUT_OFF)), record.key, record.value, headers)
 
     def _start_over(self) -> None:
         self._not_before = time.monotonic() + AGAIN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,23 @@ PARTITION = "mq-to-partition"  # ... and the number, if one was chosen
 LADDER = (DUE, TO, PARTITION)
 KEY = "mq-key"  # of a dead letter, whose own key is one of a kind
 
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")  # Source: org.apache.kafka.common.internals.Topic
+
 Headers = list[tuple[str, bytes]]
+
+
+class Hop(NamedTuple):
+    """
+    What the ladder has to know of a record. What its headers do not say, or not so that it can be read, is absent.
+
+    Attributes:
+        due: Epoch seconds; 0: long ago.
+        to: A topic, or empty.
+    """
+
+    due: float
+    to: str
+    partition: int | None
 
 
 class Entry(NamedTuple):
@@ -69,6 +87,16 @@ def received(address: Address, record: Any, held: Held) -> Received:
         0,
         None,
         Entry(record.topic, record.partition, record.offset, record.timestamp / 1000),
+    )
+
+
+def hop_of(headers: Sequence[tuple[str, bytes]]) -> Hop:
+    due, to, partition = (value_of(headers, name) for name in LADDER)
+    seconds = _number(due)
+    return Hop(
+        seconds if seconds is not None and math.isfinite(seconds) else 0.0,
+        to if to and _TOPIC.fullmatch(to) else "",
+        int(partition) if partition and partition.isdecimal() else None,
     )
 
 

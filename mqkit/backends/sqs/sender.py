@@ -40,15 +40,15 @@ def letter_of(message: Outgoing, places: Places, now: float, *, hop: int, replay
         MessageTooLarge: It would be refused.
     """
     route = places.find(message.address)
-    if message.delay > 0 and (route.fifo or route.kind == "topic"):
-        route = places.delay(message.address)
     packed = wire.pack(message, now, hop=hop)
-    if packed.size > limit_of(route):
+    if packed.size > limit_of(route):  # also where it waits in a queue first
         raise MessageTooLarge(
             f"message {message.id} to {message.address} is {packed.size:,} bytes with its headers, as text, and "
             f"{'SNS' if route.kind == 'topic' else 'SQS'} takes {limit_of(route):,}; store the payload elsewhere and publish "
             "a reference to it"
         )
+    if message.delay > 0 and (route.fifo or route.kind == "topic"):
+        route = places.delay(message.address)
     if not route.fifo:
         return Letter(route, packed, wire.seconds(message.delay, hop))
     deduplication = fifo_id(f"{message.id}:r{replay}") if replay else wire.deduplication_id(message)

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 words = Queue("words", str)
 events = Topic("events", int)
+SHORT = KafkaQueue(config={"max.message.bytes": "2000"})
 
 
 def all_of(messages: Subscription[Any], least: int) -> list[Any]:
@@ -150,10 +151,54 @@ class TestLosingTopics:
 
         assert seen == ["somebody"]
 
+    def test_what_the_topic_refuses_when_it_is_due_waits_on_and_keeps_nothing_else_waiting(
+        self, harness: KafkaHarness
+    ) -> None:
+        short, bus, seen = Queue("short", str, native=SHORT), harness.bus(), list[str]()
+        bus.publish(short, random.randbytes(5000).hex(), delay=1.5)
+        bus.on(words)(seen.append)
+
+        with bus.worker():
+            bus.publish_many(words, ["somebody", "somebody else"], delay=1.5)
+            harness.wait(lambda: len(seen) == 2, within=30.0)
+
+        assert sorted(seen) == ["somebody", "somebody else"]
+        assert harness.depth(short).delayed == 1
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"mq-due": "soon", "mq-to": "nowhere"},
+            {"mq-due": "nan", "mq-to": "no such name!"},
+            {"mq-due": "inf", "mq-to": "t" * 300},
+            {"mq-due": "1", "mq-to": "{words}", "mq-to-partition": "nine"},
+            {"mq-due": "1", "mq-to": "{words}", "mq-to-partition": "999"},
+        ],
+        ids=lambda headers: " ".join(headers.values())[:30],
+    )
+    def test_what_others_have_put_among_it_keeps_nothing_waiting(
+        self, harness: KafkaHarness, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+    ) -> None:
+        monkeypatch.setattr(relay, "ABSENT", 1.0)
+        bus, seen = harness.bus(), list[str]()
+        bus.on(words)(seen.append)
+
+        with bus.worker():
+            bus.publish(words, "before", delay=0.1)
+            harness.wait(lambda: seen == ["before"], within=30.0)
+            texts = {name: text.format(words=harness.topic(words)) for name, text in headers.items()}
+            harness.write(harness.first_lane, b'"foreign"', texts)
+            bus.publish(words, "behind it", delay=0.1)
+            harness.wait(lambda: "behind it" in seen, within=30.0)
+
+        arrived = headers.get("mq-to") == "{words}"
+        assert seen == ["before", *["foreign"] * arrived, "behind it"]
+
 
 class TestRefusals:
     def test_a_message_that_a_topic_refuses_is_the_only_one_that_fails(self, harness: KafkaHarness) -> None:
-        bus, short = harness.bus(), Queue("short", str, native=KafkaQueue(config={"max.message.bytes": "2000"}))
+        bus, short = harness.bus(), Queue("short", str, native=SHORT)
 
         with pytest.raises(MqkitError, match="large"):
             bus.publish(short, random.randbytes(5000).hex(), timeout=20.0)

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic
-from mqkit.errors import ConfigError, Denied, PublishUnknown, TopologyMismatch, Unavailable
+from mqkit.errors import ConfigError, Denied, MessageTooLarge, PublishUnknown, TopologyMismatch, Unavailable
 from mqkit.native import SnsTopic, SqsQueue
 from mqkit.patterns.retry import fixed
 from mqkit.testing import run_until_idle
@@ -106,6 +106,13 @@ def test_delays_beyond_what_sqs_takes_are_kept_by_hops(harness: SqsHarness) -> N
 
     for word, at in came.items():
         assert float(word.split()[1]) <= at - began < float(word.split()[1]) + 6.0, word
+
+
+def test_what_a_topic_will_not_take_when_it_is_due_is_refused_at_once(harness: SqsHarness) -> None:
+    events, bus = Topic("events", str, groups=["one"]), harness.bus()
+
+    with pytest.raises(MessageTooLarge, match="SNS takes 262,144"):
+        bus.publish(events, "x" * 300_000, delay=1.0)
 
 
 def test_retries_of_a_fifo_queue_without_order_are_delayed_and_not_dropped(harness: SqsHarness) -> None:
