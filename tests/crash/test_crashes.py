@@ -81,7 +81,7 @@ def kill_until_drained(
 ) -> None:
     """Kill a random process at `kills` random points of the work, then wait until nothing is left."""
     chance = random.Random(7)
-    points = sorted((chance.randrange(total // 4, total) for _ in range(kills)), reverse=True)
+    points = sorted((chance.randrange(total // 10, total) for _ in range(kills)), reverse=True)
     deadline = time.monotonic() + within
     while (rest := waiting()) or points:
         assert time.monotonic() < deadline, f"{rest} messages left after {within} s, {len(points)} kills to come"

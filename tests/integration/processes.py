@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tests.integration import programs
 
-_MARK = "\0caught up"
+_MARK = "\0caught up"  # on a line of its own, also behind half a line
 
 
 class Lines(list[str]):
@@ -30,19 +30,20 @@ class Lines(list[str]):
 
     def catch_up(self) -> None:
         """What was written before is here."""
-        os.write(self.pipe, f"{_MARK}\n".encode())
+        os.write(self.pipe, f"\n{_MARK}\n".encode())
         assert self._marks.acquire(timeout=30.0)
 
     def close(self) -> None:
         os.close(self.pipe)
         self._reader.join(10.0)
+        assert not self._reader.is_alive(), "a process that writes here has not ended"
 
     def _read(self, pipe: int) -> None:
         with os.fdopen(pipe) as written:
             for line in written:
                 if line.rstrip("\n") == _MARK:
                     self._marks.release()
-                else:
+                elif line.strip():
                     self.append(line.strip())
 
 

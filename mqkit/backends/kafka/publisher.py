@@ -56,6 +56,7 @@ class KafkaPublisher:
                 place = (record.topic, self._partition(record))
                 future = self._producer.append(record, place[1])
             except MqkitError as exc:
+                self._topics.pop(message.address, None)  # it may be gone, and made again until the next try
                 self._outcomes.append((message.token, exc))
                 continue
             line = self._lines.get(place)

@@ -54,7 +54,7 @@ class NoteWriter:
 
     @property
     def lived(self) -> list[Note]:
-        """Of these, what nobody else can say: that a run alone has killed nobody."""
+        """Notes that may reach the server later, and that nobody else can write: a run alone has killed nobody."""
         return [note for note in (*self._unconfirmed.values(), *self._waiting) if note.lived]
 
     def write(self, note: Note) -> None:
@@ -78,7 +78,7 @@ class NoteWriter:
                 self._troubled = True
                 log.warning("notes.not_written", extra={"source": str(self._address), "error": str(exc)})
 
-    def confirm(self, timeout: float | None = None) -> None:
+    def confirm(self, timeout: float | None = None, *, tries: int = TRIES) -> None:
         """
         Wait until the server has what was written. While it takes nothing for lack of memory this returns: what waits must not
         stop who works. If this process dies meanwhile it is as if nothing had been written.
@@ -86,7 +86,7 @@ class NoteWriter:
         Raises:
             Unavailable: The server does not have it.
         """
-        for attempt in range(TRIES):
+        for attempt in range(tries):
             if not self._waiting and not self._unconfirmed:
                 return
             try:
@@ -94,7 +94,7 @@ class NoteWriter:
                 self._need().wait(self._is_settled, "taking a note", timeout)
             except Unavailable:
                 self._drop()
-                if attempt + 1 == TRIES:
+                if attempt + 1 == tries:
                     raise
             else:
                 if self._channel.is_open and not self._waiting:

@@ -39,8 +39,8 @@ class Notes:
     The notes of one source, read on its consumer's connection. Blocking, each step bounded by the connection's patience.
 
     Args:
-        unsaid: What an earlier consumer in this process could not tell the server any more. It is written first; what this
-            one cannot tell either is put here.
+        unsaid: What consumers of this source in this process could not tell the server any more: that runs alone have killed
+            nobody. It is told as soon as there is a way, by whichever of them is served.
     """
 
     def __init__(self, connection: Connection, address: Address, unsaid: list[Note]) -> None:
@@ -54,9 +54,7 @@ class Notes:
         self._over: set[str] = set()
         self._tidied = time.monotonic()
         self._unsaid = unsaid
-        waiting, unsaid[:] = list(unsaid), []
-        for note in waiting:
-            self._writer.write(note)
+        self._told: list[Note] = []  # of these, what is written here
 
     def read(self) -> dict[str, Noted]:
         """By the names that `name_of` gives messages."""
@@ -65,7 +63,7 @@ class Notes:
         except NotFound:
             return {}
         with self._turn(self._connection.server.options.patience) as channel:
-            found = together([*(note for note, _ in self._all(channel)), *self._writer.lived])
+            found = together([*(note for note, _ in self._all(channel)), *self._writer.lived, *self._unsaid])
         self._known.update(found)
         for name, noted in found.items():
             if noted.solo:
@@ -87,29 +85,45 @@ class Notes:
 
     def serve(self) -> None:
         """As `NoteWriter.serve`."""
+        if self._unsaid:
+            self._tell()
         self._writer.serve()
+
+    def _tell(self) -> None:
+        under_way = self._writer.lived
+        for note in tuple(self._unsaid):
+            if note not in self._told:
+                self._told.append(note)
+                self._writer.write(note)
+            elif note not in under_way:
+                with contextlib.suppress(ValueError):  # another consumer was as fast
+                    self._unsaid.remove(note)
 
     def confirm(self, timeout: float | None = None) -> None:
         """As `NoteWriter.confirm`."""
         self._writer.confirm(timeout)
 
-    def close(self, given_back: Sequence[Received] = ()) -> None:
+    def close(self, given_back: Sequence[Received]) -> None:
         """
         Those that are given back while they run alone have killed nobody, and whoever has them next must know: their notes
         are removed, or where the connection that reads them is broken, what is noted says so.
         """
         for received in given_back:
             self.over(received)
-        if lived := [Note(name, lived=run) for name in sorted(self._over) if (run := self._alone.get(name))]:
-            try:
-                self.confirm(FAREWELL)
+        lived = [Note(name, lived=run) for name in sorted(self._over) if (run := self._alone.get(name))]
+        if lived and not self._connection.broken:
+            with contextlib.suppress(MqkitError):
+                self._writer.confirm(FAREWELL, tries=1)
                 self.tidy(now=True)
-            except MqkitError:
-                for note in lived:
-                    self._writer.write(note)
+                lived = [note for note in lived if note.id in self._over]
+        if self._connection.broken:
+            for note in lived:
+                self._writer.write(note)
+            if lived:
                 with contextlib.suppress(MqkitError):
-                    self.confirm(FAREWELL)
-        self._unsaid += self._writer.lived
+                    self._writer.confirm(FAREWELL, tries=1)
+            lived = []
+        self._unsaid += [note for note in (*lived, *self._writer.lived) if note not in self._unsaid]
         self._writer.close()
 
     def released(self, received: Received, note: Note | None) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from mqkit.backends.base import Declaration, Done, Received, Release, Settlement, Turn
 from mqkit.backends.parked import Parked, Waiting
 from mqkit.backends.rabbitmq import names, topology, wire
-from mqkit.backends.rabbitmq.connection import Connection, closing_reason
+from mqkit.backends.rabbitmq.connection import ANSWER, SILENCE, Connection, closing_reason
 from mqkit.backends.rabbitmq.errors import refusal
 from mqkit.backends.rabbitmq.note import Note, Noted
 from mqkit.backends.rabbitmq.notes import Notes, has_id, name_of
@@ -25,6 +25,9 @@ MOST = 65_535  # of a prefetch
 KEEP = 0.2  # seconds for which what was given back stays here, in case it is wanted here again
 FEW = 4  # acknowledgements that leave no doubt
 STEADY = 1.0  # seconds for which less must be wanted before the server is told to send less
+# Seconds for which who ran a message alone is given time to say that it lives: its connection may have broken and nothing
+# else, and it notices that a little later than the server, which has handed the message to us.
+DOUBT = SILENCE + ANSWER + 3.0
 _SPREADS = (4, 0)  # version from which the priority of a consumer decides which one of a queue is active
 _epochs = itertools.count(1)
 
@@ -57,6 +60,7 @@ class RabbitReceiver:
         self._read_notes: dict[str, Noted] | None = None  # within one call of `_take`
         self._ran_alone: dict[str, Received] = {}  # and have no verdict yet; by their names in notes
         self._parked = Parked()
+        self._doubtful: set[int] = set()  # tags of what waits there for a second look at its notes
         self._tags = Tags()
         self._inbox: deque[tuple[Any, Any, bytes]] = deque()
         self._hands: dict[int, int] = {}  # handle to tag
@@ -231,8 +235,12 @@ class RabbitReceiver:
 
     def _take(self, room: int) -> list[Received]:
         taken: list[Received] = []
-        for waiting in self._parked.take(room, self.now()) if self._ordered else ():
+        for waiting in self._parked.take(room, self.now()):
             taken.append(self._once_more(waiting.tag, waiting.received))
+            if waiting.tag in self._doubtful:
+                self._doubtful.discard(waiting.tag)
+                note = self._noted_now().get(name_of(waiting.received))
+                taken[-1].solo = 0 if note is None else note.solo
         while self._kept and len(taken) < room:
             taken.append(self._once_more(*self._kept.popleft()))
         inbox, hands, base, address, counted = self._inbox, self._hands, self._base, self._address, self._counted
@@ -257,18 +265,24 @@ class RabbitReceiver:
 
     def _noted(self, received: Received, tag: int) -> bool:
         """What its last holder wrote about a message that has come back. True: it has to wait, in its place."""
-        if self._read_notes is None:
-            self._read_notes = self._notes.read()
-        note = self._read_notes.get(name_of(received))
+        note = self._noted_now().get(name_of(received))
         if note is None:
             return False
-        received.solo = note.solo
         if note.attempt > received.attempt:
             received.attempt, received.since = note.attempt, note.since
-        if not self._ordered or note.due <= self.now():
+        due = note.due if self._ordered else 0.0
+        if note.solo:
+            due = max(due, self.now() + DOUBT)
+            self._doubtful.add(tag)
+        if due <= self.now():
             return False
-        self._parked.put(Waiting(tag, received, note.due))
+        self._parked.put(Waiting(tag, received, due))
         return True
+
+    def _noted_now(self) -> dict[str, Noted]:
+        if self._read_notes is None:
+            self._read_notes = self._notes.read()
+        return self._read_notes
 
     # -- consuming ---------------------------------------------------------------------------------------------------
 

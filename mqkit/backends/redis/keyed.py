@@ -27,7 +27,7 @@ class KeyedReceiver(RedisReceiver):
     """
 
     loaded = scripts.OF_KEYED_RECEIVERS
-    late = float("inf")  # only scripts bring it messages
+    look_again_after = float("inf")  # only scripts bring it messages
     _promising = True  # may a script find messages that the last one did not?
 
     def _work(self, want: int) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 from mqkit._url import Url
 from mqkit.errors import ConfigError
 
+LONGEST_LEASE = 31 * 86_400  # seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class RedisOptions:
@@ -17,7 +19,7 @@ class RedisOptions:
 
     Args:
         prefix: Begins every key; holds exactly one `{tag}`, so that a cluster keeps all keys on one node.
-        lease: Seconds after which what a silent receiver holds goes to another one; at least 0.5.
+        lease: Seconds after which what a silent receiver holds goes to another one; at least 0.5 and at most 31 days.
         timeout: Seconds to wait for a connection, and for an answer of the server.
         max_body: Bytes of the largest message.
         wait_replicas: Replicas that must have a message before its publish is confirmed.
@@ -54,6 +56,10 @@ class RedisOptions:
             raise ValueError(f"prefix={self.prefix!r} must hold exactly one {{tag}}, such as {{shop}}:")
         if not self.lease >= 0.5:
             raise ValueError(f"lease={self.lease} is too short to be renewed in time; use at least 0.5 seconds")
+        if self.lease > LONGEST_LEASE:
+            raise ValueError(
+                f"lease={self.lease} is longer than anything may be held; use at most {LONGEST_LEASE} seconds"
+            )
         if not self.timeout > 0:
             raise ValueError(f"timeout={self.timeout} must be over 0 seconds")
         if self.max_body <= 4096:

@@ -44,8 +44,8 @@ class RedisReceiver:
     """See `base.Receiver`. What it holds is renewed as a whole by every script of its own."""
 
     loaded: ClassVar[tuple[scripts.Script, ...]] = scripts.OF_RECEIVERS
-    # Seconds after which the read of a connection that broke brings nothing more; no script guards it.
-    late: ClassVar[float] = BLOCK + _MARGIN
+    # Seconds after which a read of a connection that broke, which no script guards, brings nothing more.
+    look_again_after: ClassVar[float] = BLOCK + _MARGIN
 
     def __init__(
         self,
@@ -127,12 +127,12 @@ class RedisReceiver:
     def isolate(self, delivery: Received) -> None:
         ctl = self._need()
         field = f"{self._number(delivery.native)}{delivery.native.id}"
+        self._ran_alone.add(delivery.handle)  # first: an answer may be lost
         try:
             ctl.run(scripts.WRITE, [self._unit.alone], ["HSET", field, delivery.solo + 1])
         except Broken as exc:
             self._disconnect()
             raise Unavailable(str(exc)) from exc
-        self._ran_alone.add(delivery.handle)
 
     def flush(self, timeout: float) -> Turn:
         deadline = time.monotonic() + timeout
@@ -156,9 +156,13 @@ class RedisReceiver:
             return
         self._closed = True
         with contextlib.suppress(MqkitError):  # else the lease runs out
+            try:
+                if self._ctl is not None:
+                    self._leave()
+            except Broken:
+                self._disconnect()
             if self._ctl is None and self._ran_alone:  # whoever has it next must know that it has killed nobody
                 self._reconnect()
-            if self._ctl is not None:
                 self._leave()
         self._disconnect()
         self._bell.close()
@@ -182,14 +186,14 @@ class RedisReceiver:
 
     def _reconnect(self) -> None:
         connection = self._connect()
-        self._way = (
-            self._way + 1
-        ) % _WAYS  # one that begins anew is taken for a late one, and goes on under another name
+        self._way = min(self._way + 1, _WAYS - 1)
+        if self._way == _WAYS - 1 and not (self._held or self._staged or self._ahead):
+            self._name, self._way = "", 0
         try:
             self._use(connection)
             self._ahead += self._unheard_of()
             # A read of the old connection may still wait at the server, or on its way there, and bring us something.
-            self._recover_at = time.monotonic() + self.late
+            self._recover_at = time.monotonic() + self.look_again_after
         except BaseException:
             self._disconnect()
             connection.close()

@@ -118,21 +118,8 @@ def released(
         0 if failed else delivery.lost,
         0 if failed else delivery.solo,
     )
-    milliseconds = round(after * 1000) if hash else 0
-    return [
-        "",
-        "",
-        where,
-        hash,
-        milliseconds,
-        "",
-        delivery.id,
-        delivery.key or "",
-        _encode(head),
-        delivery.body,
-        "",
-        "",
-    ]
+    encoded, milliseconds = _encode(head), round(after * 1000) if hash else 0
+    return ["", "", where, hash, milliseconds, "", delivery.id, delivery.key or "", encoded, delivery.body, "", ""]
 
 
 def note_of(delivery: Received, count: int, due: float, attempt: int | None, since: float | None) -> bytes:
@@ -186,11 +173,10 @@ def _foreign(
     address: Address, entry: Entry, fields: Sequence[bytes], count: int, died_alone: int, note: bytes = b""
 ) -> Received:
     """Of a client that knows nothing of mqkit: what looks like a body is the body, the rest are headers."""
-    table = dict(zip(fields[::2], fields[1::2], strict=False))
-    pairs = zip(fields[::2], fields[1::2], strict=False)
-    key = next(
-        (_text(value) for name, value in pairs if name == b"key" and value), None
-    )  # the first, as in the scripts
+    pairs = list(zip(fields[::2], fields[1::2], strict=False))
+    table = dict(pairs)
+    # The first, by which the scripts have locked it.
+    key = next((_text(value) for name, value in pairs if name == b"key" and value), None)
     body = next((table.pop(name) for name in _BODIES if name in table), None)
     if body is None and len(table) == 1:
         body = table.popitem()[1]

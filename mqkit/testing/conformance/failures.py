@@ -827,20 +827,20 @@ class TestFailures:
     @pytest.mark.slow
     @case("F.26", needs=("lost", "kill_connections"))
     def test_running_alone_speaks_against_nobody_whose_connection_breaks_meanwhile(self, harness: Harness) -> None:
-        name, bus = harness.unique("numbers"), harness.bus()
-        bus.publish(Queue(name, int), 1)
-
-        with closing(receiver_of(bus, name)) as receiver:
-            delivery = take_one(receiver, b"1", within=20.0 * harness.scale)
-            receiver.flush(5.0)
-            receiver.isolate(delivery)
-            harness.wait(harness.kill_connections)
-            with suppress(Unavailable):  # unless it holds on to what it has
-                for _ in range(30):
-                    harness.kill_connections()
-                    receiver.receive(0, 0.1)
-        with closing(receiver_of(harness.bus(), name)) as receiver:
-            assert take_one(receiver, b"1", within=20.0 * harness.scale).solo == 0
+        for noticed in (True, False):
+            name, bus = harness.unique("numbers"), harness.bus()
+            bus.publish(Queue(name, int), 1)
+            with closing(receiver_of(bus, name)) as receiver:
+                delivery = take_one(receiver, b"1", within=20.0 * harness.scale)
+                receiver.flush(5.0)
+                receiver.isolate(delivery)
+                harness.wait(harness.kill_connections)
+                with suppress(Unavailable):  # unless it holds on to what it has
+                    for _ in range(30 if noticed else 0):
+                        harness.kill_connections()
+                        receiver.receive(0, 0.1)
+            with closing(receiver_of(harness.bus(), name)) as receiver:
+                assert take_one(receiver, b"1", within=20.0 * harness.scale).solo == 0
 
     @pytest.mark.slow
     @case("F.27", needs=("survives_process", "processes"))

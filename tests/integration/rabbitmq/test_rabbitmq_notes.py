@@ -46,7 +46,7 @@ def test_those_who_read_at_the_same_moment_hide_nothing_from_each_other(harness:
         for id in ids:
             notes.write(Note(id, alone="a run"))
         notes.confirm()
-        notes.close()
+        notes.close([])
         readers = [threading.Thread(target=read) for _ in range(3)]
         for reader in readers:
             reader.start()
@@ -76,7 +76,7 @@ def test_what_is_written_while_the_queue_is_deleted_or_the_connection_breaks_is_
         assert harness.kill_connections() == 2
         notes.write(Note("third", attempt=2))
         notes.confirm()
-        notes.close()
+        notes.close([])
     finally:
         reader.close()
     reader = Connection(server)

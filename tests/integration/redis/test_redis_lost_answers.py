@@ -62,6 +62,14 @@ def broken(receiver: Receiver) -> bool:
     return False
 
 
+def isolated_in_vain(receiver: Receiver, suspect: Received) -> bool:
+    try:
+        receiver.isolate(suspect)
+    except Unavailable:
+        return True
+    return False
+
+
 def client(server: RedisProcess) -> redis.Redis:
     return redis.Redis(port=server.port)
 
@@ -70,7 +78,7 @@ def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
     server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receiver_module, "BLOCK", 0.5)
-    monkeypatch.setattr(RedisReceiver, "late", 1.0)
+    monkeypatch.setattr(RedisReceiver, "look_again_after", 1.0)
     stream = "{mqkit}:q:plain"
     with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), plain) as receiver:
         proxy.reset()
@@ -148,6 +156,30 @@ def test_a_message_in_a_lost_answer_does_not_pass_the_one_before_it_of_its_key(s
 
     assert (again.body, second.body) == (b'"a first"', b'"a second"')
     assert (again.deliveries, second.deliveries) == (2, 1)
+
+
+@both
+def test_a_message_is_not_suspected_of_what_nobody_knows_whether_it_was_noted(
+    server: RedisProcess, queue: Queue[str]
+) -> None:
+    """That it is about to run alone reaches the server, and the answer does not come back."""
+    with Bus(server.url) as bus:
+        bus.publish(queue, "a suspect")
+        with FaultProxy("127.0.0.1", server.port) as proxy, client(server) as native:
+            with receiving(proxy.through(server.url), queue) as receiver:
+                [suspect] = received(receiver, 1)
+                receiver.flush(5.0)
+                proxy.freeze_replies()
+                noting = threading.Thread(target=lambda: until(lambda: isolated_in_vain(receiver, suspect)))
+                noting.start()
+                until(lambda: native.hlen(f"{{mqkit}}:q:{queue.name}/s") == 1)
+                proxy.reset()
+                proxy.thaw()
+                noting.join(30.0)
+            with receiving(server.url, queue) as receiver:
+                [again] = received(receiver, 1)
+
+    assert (again.id, again.solo) == (suspect.id, 0)
 
 
 def fields_without_a_body(native: redis.Redis) -> None:

@@ -10,8 +10,11 @@ local function copy(at, undo)
   local registry, field, where, hash, after, kind = unpack(ARGV, at, at + 5)
   local id, key, head, body, seen, window = unpack(ARGV, at + 6, at + 11)
   if seen ~= '' then
-    if not redis.call('SET', seen, '', 'NX', 'PX', window) then
+    local remembered = redis.pcall('SET', seen, '', 'NX', 'PX', window)
+    if not remembered then
       return nil
+    elseif remembered.err then
+      return remembered.err
     end
     undo[#undo + 1] = {'DEL', seen}
   end
