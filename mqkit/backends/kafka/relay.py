@@ -126,7 +126,8 @@ class Relay:
                 if len(lane) > AHEAD and partition not in self._paused:
                     self._paused.add(partition)
                     member.pause([partition])
-        self._move(member)
+        if ready := self._ready(self._now()):
+            self._move(member, ready)
         self._trimmer.trim(self._names.relay, lambda: self._moved)
 
     def _drop(self, partitions: Iterable[Partition]) -> None:
@@ -135,18 +136,6 @@ class Relay:
             self._lanes.pop(partition, None)
             self._moved.pop(partition, None)
             self._paused.discard(partition)
-
-    def _move(self, member: Member) -> None:
-        ready = self._ready(self._now())
-        if not ready:
-            return
-        try:
-            self._hop(member, ready)
-        except (Unavailable, NotFound):
-            raise
-        except MqkitError:  # one of them is refused, and it is not said which
-            for one in ready:
-                self._hop_alone(member, one)
 
     def _ready(self, now: float) -> list[_Waiting]:
         """What may move, at most as much as one transaction takes; of each lane from its beginning."""
@@ -158,23 +147,32 @@ class Relay:
                 ready.append((partition, record))
         return ready
 
-    def _hop_alone(self, member: Member, one: _Waiting) -> None:
+    def _move(self, member: Member, ready: Sequence[_Waiting]) -> None:
         """One that its topic refuses waits on: it is not lost, and keeps nothing else waiting."""
         try:
-            self._hop(member, [one])
+            self._hop(member, ready)
         except (Unavailable, NotFound):
             raise
         except MqkitError as exc:
-            self._hop(member, [one], put_off=True)
-            log.warning("delayed.refused", extra={"topic": wire.hop_of(one[1].headers).to, "error": str(exc)})
+            if len(ready) > 1:  # which of them is refused is not said
+                middle = len(ready) // 2
+                self._move(member, ready[:middle])
+                self._move(member, ready[middle:])
+                return
+            self._hop(member, ready, put_off=True)
+            log.warning("delayed.refused", extra={"topic": wire.hop_of(ready[0][1].headers).to, "error": str(exc)})
 
     def _hop(self, member: Member, ready: Sequence[_Waiting], *, put_off: bool = False) -> None:
         """All of them in one transaction. Raises as that."""
-        now = self._now()
-        gone = self._gone({hop.to for _, record in ready if (hop := wire.hop_of(record.headers)).to and hop.due <= now})
-        records = [self._put_off(record, now) if put_off else self._next_hop(record, now) for _, record in ready]
+        now, gone = self._now(), set[str]()
+        if put_off:
+            records = [self._put_off(record, now) for _, record in ready]
+        else:
+            hops = [wire.hop_of(record.headers) for _, record in ready]
+            gone = self._gone({hop.to for hop in hops if hop.to and hop.due <= now})
+            records = [found for _, record in ready if (found := self._next_hop(record, now)) is not None]
         self._transactions.carry_out(
-            [record for record in records if record is not None and record.topic not in gone],
+            [record for record in records if record.topic not in gone],
             {partition: OffsetAndMetadata(record.offset + 1, "", -1) for partition, record in ready},
             member.metadata,
         )

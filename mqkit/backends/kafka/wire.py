@@ -17,7 +17,7 @@ PARTITION = "mq-to-partition"  # ... and the number, if one was chosen
 LADDER = (DUE, TO, PARTITION)
 KEY = "mq-key"  # of a dead letter, whose own key is one of a kind
 
-_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")  # Source: org.apache.kafka.common.internals.Topic
+_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # Source: org.apache.kafka.common.internals.Topic
 
 Headers = list[tuple[str, bytes]]
 
