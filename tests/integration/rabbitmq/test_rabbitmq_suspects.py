@@ -6,11 +6,10 @@ from contextlib import closing
 
 import pytest
 
-from mqkit import Bus, Queue
-from mqkit._topology import source_declaration
+from mqkit import Queue
 from mqkit.backends.base import Received, Receiver
-from mqkit.errors import Unavailable
 from mqkit.testing.chaos import FaultProxy
+from tests.integration.receivers import is_lost, receiver_of
 from tests.rabbit_server import RabbitHarness
 from tests.unit.waiting import until
 
@@ -19,12 +18,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 words = Queue("words", str)
 keyed = Queue("keyed", str, key=lambda word: word.split()[0])
 both = pytest.mark.parametrize("queue", [words, keyed], ids=lambda queue: queue.name)
-
-
-def receiver_of(bus: Bus, queue: Queue[str]) -> Receiver:
-    """At the seam below the core, which would conclude from what is tested here."""
-    backend = bus.link.backend
-    return backend.receiver(source_declaration(queue, None, backend.capabilities.name), 10)
 
 
 def taken(receiver: Receiver) -> Received:
@@ -36,14 +29,6 @@ def taken(receiver: Receiver) -> Received:
 
     until(came, within=60.0)
     return found[0]
-
-
-def broken(receiver: Receiver) -> bool:
-    try:
-        receiver.receive(0, 0.1)
-    except Unavailable:
-        return True
-    return False
 
 
 def through(harness: RabbitHarness, proxy: FaultProxy) -> str:
@@ -66,7 +51,7 @@ def test_another_consumer_that_waits_for_it_does_not_take_it_for_a_killer(
             proxy.reset()
             for _ in range(20):  # it is there, and its notes say that somebody is running it alone
                 assert other.receive(1, 0.1).deliveries == []
-            until(lambda: broken(one))
+            until(lambda: is_lost(one))
             one.close()
 
             again = taken(other)
@@ -85,7 +70,7 @@ def test_what_could_not_be_said_at_once_is_said_by_the_next_consumer_of_the_proc
             one.isolate(taken(one))
             proxy.refuse()
             proxy.reset()
-            until(lambda: broken(one))
+            until(lambda: is_lost(one))
         proxy.accept()
         with closing(receiver_of(bus, queue)) as next_one:
             again = taken(next_one)

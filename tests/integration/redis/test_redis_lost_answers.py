@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from mqkit import Bus, Queue
-from mqkit._topology import source_declaration
 from mqkit.backends.base import Done, Received, Receiver, Release
 from mqkit.backends.redis import receiver as receiver_module
 from mqkit.backends.redis.receiver import RedisReceiver
@@ -19,6 +18,7 @@ from mqkit.backends.redis.scripts import KEYED_SETTLE, KEYED_TAKE, Script
 from mqkit.errors import Unavailable
 from mqkit.testing.brokers import RedisProcess
 from mqkit.testing.chaos import FaultProxy
+from tests.integration.receivers import declaration_of, is_lost, isolates_in_vain, receiver_of
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -32,11 +32,9 @@ both = pytest.mark.parametrize("queue", [plain, keyed], ids=lambda queue: queue.
 def receiving(url: str, queue: Queue[str]) -> Iterator[Receiver]:
     """At the seam below the core, which would give messages back by itself."""
     with Bus(url) as bus:
-        backend = bus.link.backend
-        source = source_declaration(queue, None, backend.capabilities.name)
-        with closing(backend.admin()) as admin:
-            admin.declare([source])
-        with closing(backend.receiver(source, 10)) as receiver:
+        with closing(bus.link.backend.admin()) as admin:
+            admin.declare([declaration_of(bus, queue)])
+        with closing(receiver_of(bus, queue)) as receiver:
             yield receiver
 
 
@@ -53,23 +51,6 @@ def received(receiver: Receiver, count: int) -> list[Received]:
     return found
 
 
-def broken(receiver: Receiver) -> bool:
-    """Was its connection found to be broken?"""
-    try:
-        receiver.receive(1, 0.1)
-    except Unavailable:
-        return True
-    return False
-
-
-def isolated_in_vain(receiver: Receiver, suspect: Received) -> bool:
-    try:
-        receiver.isolate(suspect)
-    except Unavailable:
-        return True
-    return False
-
-
 def client(server: RedisProcess) -> redis.Redis:
     return redis.Redis(port=server.port)
 
@@ -82,7 +63,7 @@ def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
     stream = "{mqkit}:q:plain"
     with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), plain) as receiver:
         proxy.reset()
-        until(lambda: broken(receiver))
+        until(lambda: is_lost(receiver))
         receiver.receive(0, 0.0)  # connected again
         with Bus(server.url) as bus, client(server) as native:
             [consumer] = native.zrange("{mqkit}:own", 0, -1)
@@ -115,7 +96,7 @@ def test_what_an_earlier_connection_asks_for_late_is_refused(server: RedisProces
 
         assert late(KEYED_TAKE, 10, 10)[0] == b"ok"  # type: ignore[index]
         proxy.reset()
-        until(lambda: broken(receiver))
+        until(lambda: is_lost(receiver))
         receiver.receive(0, 0.0)  # connected again
         bus.publish(keyed, "a first")
         bus.publish(keyed, "a second")
@@ -140,7 +121,7 @@ def test_a_message_in_a_lost_answer_does_not_pass_the_one_before_it_of_its_key(s
     ):
         bus.publish(keyed, "a first")
         [first] = received(receiver, 1)
-        taking = threading.Thread(target=lambda: until(lambda: broken(receiver)))
+        taking = threading.Thread(target=lambda: until(lambda: is_lost(receiver, room=1)))
         proxy.freeze_replies()
         bus.publish(keyed, "a second")
         taking.start()
@@ -170,7 +151,7 @@ def test_a_message_is_not_suspected_of_what_nobody_knows_whether_it_was_noted(
                 [suspect] = received(receiver, 1)
                 receiver.flush(5.0)
                 proxy.freeze_replies()
-                noting = threading.Thread(target=lambda: until(lambda: isolated_in_vain(receiver, suspect)))
+                noting = threading.Thread(target=lambda: until(lambda: isolates_in_vain(receiver, suspect)))
                 noting.start()
                 until(lambda: native.hlen(f"{{mqkit}}:q:{queue.name}/s") == 1)
                 proxy.reset()
