@@ -160,6 +160,12 @@ class RabbitHarness(Harness):
     def endpoint(self) -> tuple[str, int]:
         return "127.0.0.1", self.server.process.port
 
+    def settled_connections(self) -> int:
+        """How many connections there are, when that has not changed for a moment; 0 before."""
+        before = self.server.api.connections(self.vhost)
+        time.sleep(2 * SETTLED)
+        return len(before) if sorted(before) == sorted(self.server.api.connections(self.vhost)) else 0
+
     def kill_connections(self) -> int:
         return self.server.api.close_connections(self.vhost)
 

@@ -208,7 +208,7 @@ class TestAcknowledging:
         seen: list[int] = []
         bus.on(numbers)(seen.append)
 
-        process = harness.consumer("finish_late", numbers.name, "1.0", url=short_lease(harness))
+        process = harness.consumer("finish_late", numbers.name, "5.0", url=short_lease(harness))
         bus.publish(numbers, 7)
         process.wait_line("begin 7")
         process.freeze()
@@ -320,7 +320,7 @@ class TestAcknowledging:
 
         first.publish_many(numbers, range(10))
         with first.worker(grace=20.0):
-            assert begun.wait(10.0)
+            assert begun.wait(10.0 * harness.scale)
             harness.wait(lambda: harness.depth(numbers).inflight > 1)
             # It can end only while the worker stops: then everything but the running one has been given back.
             threading.Thread(target=set_when, args=(finish, harness, numbers)).start()
@@ -343,7 +343,7 @@ class TestAcknowledging:
 
         first.publish(words, "long")
         with first.worker(grace=0.1):
-            assert begun.wait(10.0)
+            assert begun.wait(10.0 * harness.scale)
         with second.subscription(words) as messages:
             [again] = harness.take(messages, 1)
             finish.set()  # now the first one ends, well, and too late
@@ -413,7 +413,7 @@ class TestAcknowledging:
         bus.on(numbers)(seen.append)
         bus.publish_many(numbers, range(30))
 
-        process = harness.consumer("finish_late", numbers.name, "0.5", url=short_lease(harness))
+        process = harness.consumer("finish_late", numbers.name, "5.0", url=short_lease(harness))
         process.wait_line("begin")
         process.freeze()
         with bus.worker():

@@ -47,7 +47,7 @@ class TestGroups:
             def handle(number: int) -> None:
                 if not first:
                     first.append(number)
-                    everybody.wait(20.0)  # breaks if one of them gets nothing
+                    everybody.wait(20.0 * harness.scale)  # breaks if one of them gets nothing
                 seen.append(number)
 
             return handle
@@ -175,7 +175,7 @@ class TestGroups:
         tries: list[tuple[str, int, int]] = []
 
         def consume(bus: Bus, name: str) -> None:
-            @bus.on(numbers, retry=Retry(attempts=3, backoff=fixed(3.0)))  # longer than it takes to join
+            @bus.on(numbers, retry=Retry(attempts=3, backoff=fixed(3.0 * harness.scale)))  # longer than joining takes
             def handle(number: int, delivery: Delivery[int]) -> None:
                 tries.append((name, number, delivery.attempt))
                 if number == 0 and delivery.attempt == 1:

@@ -647,12 +647,13 @@ def at_once(count: int, action: Callable[[int], None]) -> None:
 
 
 def take_all(harness: Harness, messages: Any, source: Queue[Any]) -> list[Delivery[Any]]:
-    """Everything there is, unsettled: until nothing waits any more."""
+    """Everything there is, unsettled: until nothing waits any more, and nothing is on its way."""
     taken: list[Delivery[Any]] = []
 
     def empty() -> bool:
-        taken.extend(messages.receive(max=1000, timeout=0.1))
-        return not harness.depth(source).ready and harness.depth(source).inflight == len(taken)
+        before = len(taken)
+        taken.extend(messages.receive(max=1000, timeout=0.5))
+        return len(taken) == before and not (depth := harness.depth(source)).ready and depth.inflight == before
 
     harness.wait(empty)
     return taken

@@ -173,8 +173,9 @@ class TestTiming:
         seen: list[Step] = []
         bus.on(queue)(seen.append)
 
-        bus.publish(queue, Step("due before anybody looks", 0), delay=1.0)
-        over = time.monotonic() + 1.1
+        wait = 2.0 * harness.scale
+        bus.publish(queue, Step("due before anybody looks", 0), delay=wait)
+        over = time.monotonic() + wait + 0.1
         for key in ("due before anybody looks", "due while they look"):
             bus.publish_many(queue, [Step(key, 1), Step(key, 2)])
         harness.wait(lambda: time.monotonic() > over)

@@ -37,13 +37,13 @@ words = Queue("words", str)
 numbers = Queue("numbers", int)
 
 
-def error_of(url: str) -> MqkitError:
+def error_of(url: str, timeout: float = 20.0) -> MqkitError:
     """What opening a bus raises; soon, and without the password."""
     began, bus = time.monotonic(), Bus(url)
     with pytest.raises(MqkitError) as caught:
-        bus.open(timeout=2.0)
+        bus.open(timeout=timeout)
     bus.close()
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < min(15.0, timeout + 5.0)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + repr(bus)
     return caught.value
 
@@ -70,7 +70,7 @@ class TestConnecting:
     def test_a_port_where_nobody_listens_is_unavailable(self) -> None:
         with socket.socket() as reserved:
             reserved.bind(("127.0.0.1", 0))
-            error = error_of(f"kafka://127.0.0.1:{reserved.getsockname()[1]}")
+            error = error_of(f"kafka://127.0.0.1:{reserved.getsockname()[1]}", 2.0)
 
         assert isinstance(error, Unavailable)
 
@@ -78,7 +78,7 @@ class TestConnecting:
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
-            error = error_of(f"kafka://127.0.0.1:{silent.getsockname()[1]}?patience=0.5")
+            error = error_of(f"kafka://127.0.0.1:{silent.getsockname()[1]}?patience=0.5", 2.0)
 
         assert isinstance(error, Unavailable)
 
@@ -298,7 +298,7 @@ class TestLosingTheServer:
             kafka.freeze()
             try:
                 with pytest.raises(PublishUnknown):
-                    bus.publish(numbers, 2, timeout=0.5)
+                    bus.publish(numbers, 2, timeout=3.0)
                 harness.wait(lambda: not bus.health().ready, within=10.0)
             finally:
                 kafka.thaw()
@@ -308,7 +308,7 @@ class TestLosingTheServer:
 
     def test_a_lease_that_the_cluster_does_not_allow_is_a_wrong_url(self, secure: KafkaProcess) -> None:
         with Bus(f"{secure.url}?lease=0.5") as bus, pytest.raises(ConfigError, match="lease="):
-            bus.subscription(words).receive(timeout=5.0)
+            bus.subscription(words).receive(timeout=30.0)
 
 
 class TestEndsOfPrograms:

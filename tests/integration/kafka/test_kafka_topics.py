@@ -113,14 +113,14 @@ class TestLosingTopics:
         harness.delete(words)
         began, answer = time.monotonic(), None
         try:
-            bus.publish(words, "after", id="after", timeout=10.0)
+            bus.publish(words, "after", id="after", timeout=30.0)
         except MqkitError as error:
             answer = error
         took = time.monotonic() - began
-        bus.publish(words, "after", id="after", timeout=10.0)
+        bus.publish(words, "after", id="after", timeout=30.0)
 
         assert answer is None or answer.retryable, answer
-        assert took < 8.0
+        assert took < 20.0
         assert set(harness.read_native(words)) == {b'"after"'}
 
     def test_one_that_is_known_to_be_gone_is_made_again(self, harness: KafkaHarness) -> None:
@@ -202,10 +202,10 @@ class TestLosingTopics:
             texts = {name: text.format(words=harness.topic(words)) for name, text in headers.items()}
             harness.write(harness.first_lane, b'"foreign"', texts)
             bus.publish(words, "behind it", delay=0.1)
-            harness.wait(lambda: "behind it" in seen, within=30.0)
+            expected = ["behind it", *["foreign"] * (headers.get("mq-to") == "{words}")]
+            harness.wait(lambda: len(seen) == 1 + len(expected), within=30.0)
 
-        arrived = headers.get("mq-to") == "{words}"
-        assert seen == ["before", *["foreign"] * arrived, "behind it"]
+        assert sorted(seen[1:]) == expected
 
 
 class TestRefusals:

@@ -55,5 +55,5 @@ def test_offsets_that_were_refused_are_not_committed_by_the_next_transaction(
 
     transactions.carry_out([], {second: OffsetAndMetadata(9, "", -1)}, present)
 
+    until(lambda: member.committed(second) == 9, 20.0)
     assert member.committed(first) is None
-    assert member.committed(second) == 9

@@ -22,6 +22,8 @@ def test_what_a_killed_consumer_held_is_with_another_within_ten_seconds_twenty_t
 ) -> None:
     bus, total = harness.bus(), 4000
     survivor = Consumer(lines, "consume", harness.url)
+    bus.publish(numbers, 0)
+    until(lambda: lines, 60.0)
     try:
         for round in range(20):
             victim = Consumer(lines, "consume", harness.url)

@@ -61,7 +61,7 @@ def test_who_waits_in_vain_is_told_and_never_that_there_are_none(
     harness: RabbitHarness, bus: Bus, other: Admin, use: Callable[[Bus], object]
 ) -> None:
     with pytest.raises(Unavailable, match="somebody else"):
-        use(harness.bus(unmanaged(harness, patience=1.0)))
+        use(harness.bus(unmanaged(harness, patience=4.0)))
     other.close()
 
     assert len(bus.dead_letters(numbers).list()) == 30

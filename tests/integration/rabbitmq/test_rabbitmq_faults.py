@@ -294,7 +294,7 @@ class TestLosingTheServer:
                 began = time.monotonic()
                 with pytest.raises((PublishUnknown, TimedOut)) as caught:
                     publishing.publish(numbers, 5, timeout=2.0)
-                assert time.monotonic() - began < 4.0
+                assert time.monotonic() - began < 8.0
                 assert "takes nothing" in str(caught.value)
                 slow.set()
                 harness.wait(lambda: sorted(seen) == list(range(5)))
@@ -380,11 +380,13 @@ class TestLimits:
                     assert isinstance(error, (PublishUnknown, PublishFailed))
                     bus.publish(blobs, bodies[number], id=str(number))
             with bus.subscription(blobs, prefetch=100) as messages:
-                stored = {delivery.id for delivery in [*messages.receive(max=100), *messages.receive(max=100)]}
+                stored: list[str] = []
+                while found := messages.receive(max=100, timeout=10.0 if len(stored) < 9 else 0.5):
+                    stored += [delivery.id for delivery in found]
 
             assert isinstance(too_large, MessageTooLarge)
             assert "100000" in str(too_large)
-            assert stored == {str(number) for number in range(10) if number != 5}
+            assert set(stored) == {str(number) for number in range(10) if number != 5}
 
 
 class TestTakingTime:

@@ -72,7 +72,7 @@ def test_what_is_written_while_the_queue_is_deleted_or_the_connection_breaks_is_
         notes.write(Note("second", attempt=2))
         notes.confirm()
         after_the_queue = set(notes.read())
-        harness.wait(lambda: len(harness.server.api.connections(harness.vhost)) == 2)
+        harness.wait(lambda: harness.settled_connections() == 2)
         assert harness.kill_connections() == 2
         notes.write(Note("third", attempt=2))
         notes.confirm()

@@ -125,7 +125,7 @@ def sentinel(primary: RedisProcess, folder: Path, password: str = "") -> Iterato
     config.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
         + (f"requirepass {password}\n" if password else "")
-        + "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 2000\n"
+        + "sentinel down-after-milliseconds mymaster 3000\nsentinel failover-timeout mymaster 6000\n"
     )
     process = subprocess.Popen(["redis-server", str(config), "--sentinel"], stdout=subprocess.DEVNULL)
     try:
@@ -185,7 +185,7 @@ def works(bus: Bus, word: str) -> bool:
 
 
 def test_a_cluster_is_followed_to_the_node_that_has_our_keys() -> None:
-    config = {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+    config = {"cluster-enabled": "yes"}
     ports = free_ports(2)  # for talk among nodes; by default 10,000 above the other port, which may be too high
     with (
         RedisProcess(config=config | {"cluster-port": str(ports[0])}) as one,
