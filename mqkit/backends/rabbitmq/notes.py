@@ -111,9 +111,10 @@ class Notes:
         for received in given_back:
             self.over(received)
         lived = [Note(name, lived=run) for name in sorted(self._over) if (run := self._alone.get(name))]
+        with contextlib.suppress(MqkitError):  # the next consumer reads what is under way, if it is soon enough
+            self._writer.confirm(FAREWELL, tries=1)
         if lived and not self._connection.broken:
             with contextlib.suppress(MqkitError):
-                self._writer.confirm(FAREWELL, tries=1)
                 self.tidy(now=True)
                 lived = [note for note in lived if note.id in self._over]
         if self._connection.broken:

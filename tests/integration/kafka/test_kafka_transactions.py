@@ -40,7 +40,7 @@ def member(kafka: KafkaProcess) -> Iterator[KafkaConsumer]:
     member = KafkaConsumer(
         TOPIC, bootstrap_servers=address, group_id=TOPIC, enable_auto_commit=False, metadata_max_age_ms=1000
     )
-    until(lambda: member.poll(100) or len(member.assignment()) == 2, 20.0)
+    until(lambda: member.poll(100) or len(member.assignment()) == 2, 60.0)
     yield member
     member.close()
 

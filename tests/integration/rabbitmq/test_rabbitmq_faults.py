@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -407,7 +408,8 @@ class TestTakingTime:
             dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
             log = server.log_tail(200)
 
-        assert seen == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
+        # A try whose verdict met the end of the channel is made again.
+        assert [one for one, _ in groupby(seen)] == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
         assert dead == [(b"1", 5)]
         assert "timed out waiting for delivery acknowledgement" in log, log
 
@@ -427,7 +429,7 @@ class TestTakingTime:
                 until(lambda: (3, 1) in seen, within=60.0)
             dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
 
-        assert seen == [*((1, attempt) for attempt in range(1, 10)), (2, 1), (3, 1)]
+        assert [one for one, _ in groupby(seen)] == [*((1, attempt) for attempt in range(1, 10)), (2, 1), (3, 1)]
         assert dead == [(b"1", 9)]
 
 

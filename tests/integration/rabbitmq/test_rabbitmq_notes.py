@@ -22,7 +22,7 @@ NOTES, READS = 50, 10
 
 
 def server_of(harness: RabbitHarness) -> Server:
-    url = Url.parse(f"amqp://127.0.0.1:{harness.server.process.port}/{harness.vhost}")
+    url = Url.parse(f"amqp://127.0.0.1:{harness.server.process.port}/{harness.vhost}?patience=60")
     return Server.of(url, parse_options(RabbitOptions, url))
 
 
