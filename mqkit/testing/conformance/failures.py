@@ -26,7 +26,7 @@ from mqkit import (
     fixed,
     linear,
 )
-from mqkit.backends.base import Done, Outgoing, Release, Settlement
+from mqkit.backends.base import Done, Outgoing, Receiver, Release, Settlement
 from mqkit.codecs import RAW
 from mqkit.errors import NotFound, PublishFailed, Unavailable
 from mqkit.testing import Trace, run_until_idle
@@ -818,9 +818,7 @@ class TestFailures:
         bus.publish(Queue(name, int), 1)
 
         with closing(receiver_of(bus, name)) as receiver:
-            delivery = take_one(receiver, b"1", within=20.0 * harness.scale)
-            receiver.flush(5.0)
-            receiver.isolate(delivery)
+            begin_alone(harness, receiver)
         with closing(receiver_of(bus, name)) as receiver:
             assert take_one(receiver, b"1", within=20.0 * harness.scale).solo == 0
 
@@ -831,9 +829,7 @@ class TestFailures:
             name, bus = harness.unique("numbers"), harness.bus()
             bus.publish(Queue(name, int), 1)
             with closing(receiver_of(bus, name)) as receiver:
-                delivery = take_one(receiver, b"1", within=20.0 * harness.scale)
-                receiver.flush(5.0)
-                receiver.isolate(delivery)
+                begin_alone(harness, receiver)
                 harness.wait(harness.kill_connections)
                 with suppress(Unavailable):  # unless it holds on to what it has
                     for _ in range(30 if noticed else 0):
@@ -859,6 +855,13 @@ class TestFailures:
         assert replayed
         assert len(set(left) | set(replayed)) == 40
         assert len(left) + len(replayed) == 40 or not harness.capabilities.atomic
+
+
+def begin_alone(harness: Harness, receiver: Receiver) -> None:
+    """As the core does before it runs a suspect alone."""
+    delivery = take_one(receiver, b"1", within=20.0 * harness.scale)
+    receiver.flush(5.0)
+    receiver.isolate(delivery)
 
 
 # Of each message: attempt, outcome and what was raised.

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -295,7 +294,7 @@ class TestLosingTheServer:
                 began = time.monotonic()
                 with pytest.raises((PublishUnknown, TimedOut)) as caught:
                     publishing.publish(numbers, 5, timeout=2.0)
-                assert time.monotonic() - began < 8.0
+                assert time.monotonic() - began < 4.0
                 assert "takes nothing" in str(caught.value)
                 slow.set()
                 harness.wait(lambda: sorted(seen) == list(range(5)))
@@ -393,7 +392,8 @@ class TestLimits:
 class TestTakingTime:
     def test_ordered_retries_go_on_when_the_server_finds_that_they_take_too_long(self) -> None:
         steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
-        with RabbitProcess(config={"consumer_timeout": "2000"}) as server, Bus(server.url) as bus:
+        # A channel ends between two tries: one whose verdict meets that end is made again.
+        with RabbitProcess(config={"consumer_timeout": "2500"}) as server, Bus(server.url) as bus:
             server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
 
             @bus.on(steps, retry=Retry(attempts=5, backoff=fixed(1.0)))
@@ -408,14 +408,13 @@ class TestTakingTime:
             dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
             log = server.log_tail(200)
 
-        # A try whose verdict met the end of the channel is made again.
-        assert [one for one, _ in groupby(seen)] == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
+        assert seen == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
         assert dead == [(b"1", 5)]
         assert "timed out waiting for delivery acknowledgement" in log, log
 
     def test_they_keep_their_place_when_that_makes_suspects_of_those_behind_them(self) -> None:
         steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
-        with RabbitProcess(config={"consumer_timeout": "2000"}) as server, Bus(server.url) as bus:
+        with RabbitProcess(config={"consumer_timeout": "3500"}) as server, Bus(server.url) as bus:  # between two tries
             server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
 
             @bus.on(steps, retry=Retry(attempts=9, backoff=fixed(1.0), crashes=2))
@@ -429,7 +428,7 @@ class TestTakingTime:
                 until(lambda: (3, 1) in seen, within=60.0)
             dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
 
-        assert [one for one, _ in groupby(seen)] == [*((1, attempt) for attempt in range(1, 10)), (2, 1), (3, 1)]
+        assert seen == [*((1, attempt) for attempt in range(1, 10)), (2, 1), (3, 1)]
         assert dead == [(b"1", 9)]
 
 

@@ -12,7 +12,6 @@ import redis
 
 from mqkit import Bus, Queue
 from mqkit.backends.base import Done, Received, Receiver, Release
-from mqkit.backends.redis import receiver as receiver_module
 from mqkit.backends.redis.receiver import RedisReceiver
 from mqkit.backends.redis.scripts import KEYED_SETTLE, KEYED_TAKE, Script
 from mqkit.errors import Unavailable
@@ -51,6 +50,12 @@ def received(receiver: Receiver, count: int) -> list[Received]:
     return found
 
 
+def connect_again(proxy: FaultProxy, receiver: Receiver) -> None:
+    proxy.reset()
+    until(lambda: is_lost(receiver))
+    receiver.receive(0, 0.0)
+
+
 def client(server: RedisProcess) -> redis.Redis:
     return redis.Redis(port=server.port)
 
@@ -58,13 +63,10 @@ def client(server: RedisProcess) -> redis.Redis:
 def test_what_comes_to_a_connection_that_broke_is_handed_out_all_the_same(
     server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver_module, "BLOCK", 0.5)
     monkeypatch.setattr(RedisReceiver, "look_again_after", 1.0)
     stream = "{mqkit}:q:plain"
     with FaultProxy("127.0.0.1", server.port) as proxy, receiving(proxy.through(server.url), plain) as receiver:
-        proxy.reset()
-        until(lambda: is_lost(receiver))
-        receiver.receive(0, 0.0)  # connected again
+        connect_again(proxy, receiver)
         with Bus(server.url) as bus, client(server) as native:
             [consumer] = native.zrange("{mqkit}:own", 0, -1)
             bus.publish(plain, "late")
@@ -95,9 +97,7 @@ def test_what_an_earlier_connection_asks_for_late_is_refused(server: RedisProces
             return native.evalsha(script.sha, len(keys), *keys, *before, *arguments)  # type: ignore[arg-type]
 
         assert late(KEYED_TAKE, 10, 10)[0] == b"ok"  # type: ignore[index]
-        proxy.reset()
-        until(lambda: is_lost(receiver))
-        receiver.receive(0, 0.0)  # connected again
+        connect_again(proxy, receiver)
         bus.publish(keyed, "a first")
         bus.publish(keyed, "a second")
 

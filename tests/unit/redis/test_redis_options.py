@@ -23,6 +23,7 @@ BAD = [
     ("redis://host?prefix=shop", "tag"),
     ("redis://host?prefix=%7Ba%7D%7Bb%7D", "tag"),
     ("redis://host?lease=0.1", "lease"),
+    ("redis://host?lease=2678401", "at most 2678400 seconds"),
     ("redis://host?timeout=0", "timeout"),
     ("redis://host?max_body=100", "max_body"),
     ("redis://host?wait_replicas=-1", "wait_replicas"),
