@@ -60,13 +60,18 @@ def fill(address: str, count: int, **options: Any) -> Sample:
     producer = KafkaProducer(bootstrap_servers=address, **options)
     producer.partitions_for(TOPIC)
     watch = Stopwatch()
-    futures = [producer.send(TOPIC, encode(LARGE)) for _ in range(count)]
+    futures = [producer.send(TOPIC, encode(LARGE), headers=_headers(number)) for number in range(count)]
     producer.flush()
     for future in futures:
         future.get(0)
     sample = watch.sample(count)
     producer.close()
     return sample
+
+
+def _headers(number: int) -> list[tuple[str, bytes]]:
+    """What services send along; the time is in the record."""
+    return [("id", b"%032x" % number), ("type", b"document"), ("content-type", b"application/json")]
 
 
 def consume() -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -66,37 +66,34 @@ def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
     a message can be handled.
     """
     user: dict[str, str] = {}
-    ours: dict[str, str] = {}
+    own: dict[str, Any] = {}
+    dead: dict[str, Any] = {}
+    fields = _FIELDS
     for name, value in headers.items():
-        if name.startswith(PREFIX):
-            ours[name] = value
-        else:
+        field = fields.get(name)
+        if field is not None:
+            attribute, convert, of_dead = field
+            try:
+                (dead if of_dead else own)[attribute] = convert(value)
+            except ValueError:
+                continue
+        elif not name.startswith(PREFIX):
             user[name] = value
-    envelope = Envelope(**_readable(Envelope, "", ours))
-    if f"{PREFIX}dead-reason" in ours:
-        envelope.dead = Dead(**_readable(Dead, "dead_", ours))
-    return envelope, user
+    if "reason" in dead:
+        own["dead"] = Dead(**dead)
+    return Envelope(**own), user
 
 
-_TEXT_TYPES = {"str": str, "float": float, "int": int}
+_TEXT_TYPES: dict[Any, Callable[[str], Any]] = {"str": str, "float": float, "int": int}
 
 
-def _readable(struct: type[msgspec.Struct], prefix: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    known: dict[str, Any] = {}
-    for header, field, convert in _fields(struct, prefix):
-        if header not in texts:
-            continue
-        try:
-            known[field] = convert(texts[header])
-        except ValueError:
-            continue
-    return known
-
-
-@functools.cache  # asking msgspec for the fields costs more than all the rest of a message
-def _fields(struct: type[msgspec.Struct], prefix: str) -> Sequence[tuple[str, str, Callable[[str], Any]]]:
-    return [
-        (_header(prefix + field.name), field.name, _TEXT_TYPES[name])
+def _fields(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, tuple[str, Callable[[str], Any], bool]]:
+    """By header: the attribute, how to read it, and whether it is one of a dead letter."""
+    return {
+        _header(prefix + field.name): (field.name, _TEXT_TYPES[name], struct is Dead)
         for field in msgspec.structs.fields(struct)
         if (name := getattr(field.type, "__name__", "")) in _TEXT_TYPES
-    ]
+    }
+
+
+_FIELDS = _fields(Envelope) | _fields(Dead, "dead_")

@@ -1,8 +1,8 @@
 """
-The driver's consumer, used by the thread that owns it, which it never keeps waiting.
+The driver's consumer, used by the thread that owns it, which it keeps waiting only if it is told to.
 
-Private names of the driver that mqkit uses for consuming are here and in `member.py`: `_fetcher._fetch_futures`,
-`_subscription.assignment`, `_coordinator`, `_net`.
+Private names of the driver that mqkit uses for consuming are here and in `member.py`: `_fetcher._fetch_futures`
+and `PartitionRecords`, `_subscription.assignment`, `_coordinator`, `_net`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kafka import KafkaConsumer
 from kafka import TopicPartition as Partition
 from kafka import errors as native
 
+from mqkit.backends.kafka.batch import decoder, records_in
 from mqkit.backends.kafka.errors import translate
 from mqkit.backends.kafka.network import Client, learn
 from mqkit.backends.kafka.options import Cluster
@@ -64,6 +65,7 @@ class Consumer:
             )
         except native.KafkaError as exc:
             raise translate(exc, cluster) from exc
+        self.driver._fetcher.PartitionRecords = decoder()
 
     def learn(self, topics: Sequence[str]) -> dict[str, list[int]]:
         """The partitions of those of them that exist. Raises `Unavailable`."""
@@ -76,14 +78,14 @@ class Consumer:
         metadata = self.driver._cluster
         return {topic: sorted(its) for topic in topics if (its := metadata.partitions_for_topic(topic))}
 
-    def fetch(self) -> dict[Partition, list[Any]]:
-        """What has arrived; never waits."""
+    def fetch(self, timeout: float = 0.0) -> dict[Partition, list[Any]]:
+        """What has arrived; waits for something if it is told to."""
         self._check_usable()
         try:
-            records: dict[Partition, list[Any]] = self.driver.poll(0)
+            fetched = self.driver.poll(round(timeout * 1000))
         except (native.KafkaError, RuntimeError) as exc:
             raise self.failure(exc) from exc
-        return records
+        return {partition: records_in(its) for partition, its in fetched.items()}
 
     def wait(self, timeout: float) -> bool:
         """Until something arrives or happens, `wake` is called, or the time is over. Was it called?"""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+from kafka import TopicPartition as Partition
 
 from mqkit.backends.base import Address, Received, Release
 from mqkit.backends.kafka import wire
@@ -14,12 +15,10 @@ from mqkit.backends.kafka.ledger import Held, Ledger, Position, past_of
 from mqkit.backends.parked import Parked, Waiting
 
 
-class Handle(NamedTuple):
-    """Of one hand-out, by a number that no other one of this receiver has."""
+class Handle(msgspec.Struct, eq=False, gc=False):
+    """Of one hand-out: it is equal to itself only."""
 
-    number: int
-    topic: str
-    partition: int
+    partition: Partition
     offset: int
 
 
@@ -55,23 +54,23 @@ class Desk:
         taken: list[Received] = []
         for waiting in self._parked.take(room, now):
             taken.append(self._once_more(waiting))
-        while self.inbox and len(taken) < room and self.ledger.width < width:
-            record = self.inbox.popleft()
-            held = self.ledger.take(record.offset)
+        inbox, ledger, out = self.inbox, self.ledger, self.out
+        while inbox and len(taken) < room and ledger.width < width:
+            record = inbox.popleft()
+            offset = record.offset
+            held = ledger.take(offset)
             self.dirty = True
             if held is None:
                 continue
             received = wire.received(self._address, record, held)
             if held.due > now or (self._ordered and self._parked.holds(received)):
-                self._park(record.offset, received, held)
-            else:
-                self.out[record.offset] = received
-                self._unpark(record.offset)
-                taken.append(received)
+                self._park(offset, received, held)
+                continue
+            if held.parked:
+                self._unpark(offset)
+            out[offset] = received
+            taken.append(received)
         return taken
-
-    def holds(self, received: Received) -> bool:
-        return self.out.get(received.handle.offset) is received  # type: ignore[attr-defined]  # a `Handle`
 
     def settle(self, offset: int) -> None:
         del self.out[offset]
@@ -112,7 +111,5 @@ class Desk:
         return received
 
     def _unpark(self, offset: int) -> None:
-        state = self.ledger.state(offset)
-        if state.parked:
-            self.ledger.hold(offset, state._replace(parked=False, due=0.0))
-            self.dirty = True
+        self.ledger.hold(offset, self.ledger.state(offset)._replace(parked=False, due=0.0))
+        self.dirty = True

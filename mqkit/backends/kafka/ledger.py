@@ -66,12 +66,10 @@ class Past(NamedTuple):
     end: int = 0
 
     def is_done(self, offset: int) -> bool:
-        return offset < self.end and any(first <= offset <= last for first, last in self.done)
+        return any(first <= offset <= last for first, last in self.done)
 
     def of(self, offset: int) -> Held | None:
         """How it was held when its last holder wrote; None if it was not."""
-        if offset >= self.end:
-            return None
         return next((held for first, last, held in self.held if first <= offset <= last), None)
 
 
@@ -122,19 +120,20 @@ class Ledger:
 
         One that was in an earlier holder's hands, without a verdict, comes with one more `lost`.
         """
+        held = _IN_HAND
+        if offset < self.past.end:
+            if self.past.is_done(offset):
+                self.pass_over(offset)
+                return None
+            if (before := self.past.of(offset)) is not None:
+                held = before if before.parked else before._replace(lost=before.lost + 1)
         self._order.append(offset)
         self._next = offset + 1
-        if self.past.is_done(offset):
-            self._done.add(offset)
-            self._advance()
-            return None
-        before = self.past.of(offset)
-        held = _IN_HAND if before is None else before if before.parked else before._replace(lost=before.lost + 1)
         self._held[offset] = held
         return held
 
     def pass_over(self, offset: int) -> None:
-        """A record that holds no message."""
+        """A record that is not to be handed out."""
         self._order.append(offset)
         self._next = offset + 1
         self._done.add(offset)
@@ -184,7 +183,7 @@ class Ledger:
     def _advance(self) -> None:
         order, done = self._order, self._done
         while order and order[0] in done:
-            done.discard(order.popleft())
+            done.remove(order.popleft())
         self._base = order[0] if order else self._next
 
     def _runs(self, given_back: bool) -> Iterator[_Run]:

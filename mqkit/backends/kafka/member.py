@@ -261,8 +261,8 @@ class Member(Consumer):
         self.leaving = set()
         self.gone.set()
 
-    def fetch(self) -> dict[Partition, list[Any]]:
-        return super().fetch() if self.joined else {}
+    def fetch(self, timeout: float = 0.0) -> dict[Partition, list[Any]]:
+        return super().fetch(timeout) if self.joined else {}
 
     def close(self) -> None:
         self.closing = True

@@ -59,7 +59,6 @@ class KafkaReceiver:
         self._leaving: Collection[Partition] = ()
         self._staged: list[Settlement] = []
         self._revoked: list[Received] = []
-        self._number = 0
         self._trouble: MqkitError | None = None
         self._void = False  # handlers have ended, or go on, whose verdicts we have not written down
         self._closed = False
@@ -173,20 +172,21 @@ class KafkaReceiver:
         staged, self._staged = self._staged, []
         refused: list[tuple[Received, MqkitError]] = []
         with_copies: list[Done] = []
+        desks, limbo = self._desks, self._limbo
         for settlement in staged:
             received = settlement.delivery
-            partition = _partition(received)
-            desk = self._desks.get(partition)
-            if partition in self._limbo:
+            handle: Handle = received.handle  # type: ignore[assignment]  # ours
+            desk = desks.get(handle.partition)
+            if handle.partition in limbo:
                 self._staged.append(settlement)
-            elif desk is None or not desk.holds(received):
+            elif desk is None or desk.out.get(handle.offset) is not received:
                 refused.append((received, LeaseLost(f"{received.id} went to another consumer")))
             elif isinstance(settlement, Release):
-                desk.release(_offset(received), settlement, self.now())
+                desk.release(handle.offset, settlement, self.now())
             elif settlement.copies:
                 with_copies.append(settlement)
             else:
-                desk.settle(_offset(received))
+                desk.settle(handle.offset)
         if with_copies:
             refused += self._carry_out_together(with_copies)
         return refused
@@ -402,10 +402,10 @@ class KafkaReceiver:
         for partition, desk in self._desks.items():
             if partition in self._leaving or len(taken) >= room:
                 continue
-            for received in desk.take(room - len(taken), self.now(), WIDTH * self._window):
-                self._number += 1
-                received.handle = Handle(self._number, partition.topic, partition.partition, received.native.offset)
-                taken.append(received)
+            if fresh := desk.take(room - len(taken), self.now(), WIDTH * self._window):
+                for received in fresh:
+                    received.handle = Handle(partition, received.native.offset)
+                taken += fresh
                 marked[partition] = desk
             if desk.paused and len(desk.inbox) < self._window:
                 desk.paused = False
@@ -436,7 +436,7 @@ def _positions(desks: dict[Partition, Desk], *, given_back: bool = False) -> dic
 
 def _partition(received: Received) -> Partition:
     handle: Handle = received.handle  # type: ignore[assignment]  # ours
-    return Partition(handle.topic, handle.partition)
+    return handle.partition
 
 
 def _offset(received: Received) -> int:

@@ -22,7 +22,7 @@ from mqkit.backends.kafka.options import Cluster
 from mqkit.errors import NotFound, Unavailable
 
 EXACTLY = 1000  # messages of a source that are counted one by one; of more, offsets are counted
-STEP = 50  # milliseconds of one poll
+STEP = 0.05  # seconds of one fetch
 
 
 class Letter(NamedTuple):
@@ -94,7 +94,7 @@ class Survey:
 
     def _depth(
         self,
-        reader: Any,
+        reader: Consumer,
         address: Address,
         committed: Positions,
         starts: Mapping[Partition, int],
@@ -135,7 +135,7 @@ class Survey:
         return Depth(address, ready + hidden, inflight, parked + delayed)
 
     def _delayed(
-        self, reader: Any, committed: Positions, ends: Mapping[Partition, int]
+        self, reader: Consumer, committed: Positions, ends: Mapping[Partition, int]
     ) -> Iterator[tuple[str, Received]]:
         """What waits on the ladder, with the topic it is for."""
         for record, _ in self._records(reader, list(self._names.lanes), committed, ends):
@@ -169,7 +169,7 @@ class Survey:
         return self._control.offsets(ends, OffsetSpec.EARLIEST)
 
     def _records(
-        self, reader: Any, topics: Sequence[str], committed: Positions, ends: Mapping[Partition, int]
+        self, reader: Consumer, topics: Sequence[str], committed: Positions, ends: Mapping[Partition, int]
     ) -> Iterator[tuple[Any, Past]]:
         """From the commits to the ends, without what is done above them, each with what is known of its partition."""
         try:
@@ -178,7 +178,7 @@ class Survey:
             raise translate(exc, self._cluster) from exc
 
     def _read(
-        self, reader: Any, topics: Sequence[str], committed: Positions, ends: Mapping[Partition, int]
+        self, reader: Consumer, topics: Sequence[str], committed: Positions, ends: Mapping[Partition, int]
     ) -> Iterator[tuple[Any, Past]]:
         left: set[Partition] = set()
         pasts: dict[Partition, Past] = {}
@@ -191,13 +191,13 @@ class Survey:
                 left.add(place)
         if not left:
             return
-        reader.assign(sorted(left))
+        reader.driver.assign(sorted(left))
         for place in left:
-            reader.seek(place, starts[place])
+            reader.begin(place, starts[place])
         patience = self._cluster.options.patience
         deadline = time.monotonic() + patience
         while left:
-            for place, records in reader.poll(STEP).items():
+            for place, records in reader.fetch(STEP).items():
                 deadline = time.monotonic() + patience
                 for record in records:
                     if record.offset < ends[place] and not pasts[place].is_done(record.offset):
@@ -208,10 +208,10 @@ class Survey:
                 raise Unavailable(f"{self._cluster} does not hand out {', '.join(topics)} to the end")
 
     @contextlib.contextmanager
-    def _reader(self) -> Iterator[Any]:
+    def _reader(self) -> Iterator[Consumer]:
         consumer = Consumer(self._cluster, fetch_bytes=1 << 20, group_id=None, fetch_max_wait_ms=20)
         try:
-            yield consumer.driver
+            yield consumer
         finally:
             consumer.close()
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from mqkit.backends.base import Address, Outgoing, Received
 from mqkit.backends.kafka.ledger import Held
 from mqkit.envelope import from_headers, to_headers
@@ -36,7 +38,7 @@ class Hop(NamedTuple):
     partition: int | None
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record as a native client finds it; `Message.native`."""
 
     topic: str
@@ -61,19 +63,17 @@ def headers_of(message: Outgoing, now: float) -> Headers:
 def received(address: Address, record: Any, held: Held) -> Received:
     """
     Args:
-        record: The driver's ConsumerRecord. Who hands the message out gives it a handle.
+        record: A `Record`, or the driver's ConsumerRecord. Who hands the message out gives it a handle.
     """
-    texts = {name: _text(value) for name, value in record.headers}
-    id, expires, key = texts.pop(ID, None), texts.pop(EXPIRES, None), texts.pop(KEY, None)
-    for name in LADDER:
-        texts.pop(name, None)
+    texts = _texts(record.headers)
+    envelope, headers = from_headers(texts)
+    key = texts.get(KEY)
     if key is None and record.key is not None and not address.dead:
         key = _text(record.key)
-    envelope, headers = from_headers(texts)
     return Received(
         None,
         address,
-        id or f"{record.topic}-{record.partition}-{record.offset}",
+        texts.get(ID) or f"{record.topic}-{record.partition}-{record.offset}",
         record.value or b"",
         key,
         headers,
@@ -83,11 +83,18 @@ def received(address: Address, record: Any, held: Held) -> Received:
         held.lost,
         held.solo,
         held.since or envelope.since or None,
-        _number(expires),
+        _number(texts.get(EXPIRES)),
         0,
         None,
         Entry(record.topic, record.partition, record.offset, record.timestamp / 1000),
     )
+
+
+def _texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    try:
+        return {name: value.decode() for name, value in headers}  # type: ignore[union-attr]  # nearly always
+    except (AttributeError, UnicodeDecodeError):
+        return {name: _text(value) for name, value in headers}
 
 
 def hop_of(headers: Sequence[tuple[str, bytes]]) -> Hop:

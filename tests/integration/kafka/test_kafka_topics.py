@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition as Partition
 from kafka.admin import ConfigResource
 
 from mqkit import Queue, Topic
-from mqkit.backends.kafka import relay, trim
+from mqkit._url import Url, parse_options
+from mqkit.backends.kafka import consumer, relay, trim
+from mqkit.backends.kafka.options import Cluster, KafkaOptions
+from mqkit.backends.kafka.record import Record
 from mqkit.errors import ConfigError, MqkitError, Unavailable
 from mqkit.native import KafkaPartition, KafkaQueue, KafkaTopic
 from mqkit.subscription import Subscription
@@ -60,6 +64,30 @@ class TestWhereAGroupBegins:
         late = Topic("events", int, native=KafkaTopic(starts={"late": {0: 3}}))
         with harness.bus().subscription(late, group="late") as messages:
             assert sorted(all_of(messages, 2)) == [3, 4]
+
+    def test_within_a_batch_that_is_compressed(self, harness: KafkaHarness) -> None:
+        publishing = harness.bus(harness.url_with(compression="gzip"))
+        publishing.publish_many(events, range(100), native=KafkaPartition(0))
+
+        late = Topic("events", int, native=KafkaTopic(starts={"late": {0: 60}}))
+        with harness.bus().subscription(late, group="late") as messages:
+            assert all_of(messages, 40) == list(range(60, 100))
+
+
+def test_batches_are_decoded_by_us(harness: KafkaHarness) -> None:
+    """A driver that asks for that in another way would decode them itself, slowly."""
+    bus = harness.bus(harness.url_with(partitions=1))
+    bus.publish_many(words, ["first", "second"])
+    url = Url.parse(harness.url)
+    reader = consumer.Consumer(Cluster.of(url, parse_options(KafkaOptions, url)), fetch_bytes=1 << 20, group_id=None)
+    place, records = Partition(harness.topic(words), 0), list[Any]()
+    try:
+        reader.driver.assign([place])
+        reader.begin(place, 0)
+        until(lambda: records.extend(reader.fetch().get(place, ())) or len(records) == 2)
+    finally:
+        reader.close()
+    assert [type(record) for record in records] == [Record, Record]
 
 
 def _a_time_between() -> float:

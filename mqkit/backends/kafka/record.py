@@ -1,0 +1,111 @@
+"""
+Record: one message as Kafka keeps it, and how those of a batch are decoded; pure.
+
+Source of the form: https://kafka.apache.org/documentation/#recordbatch
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from kafka import TopicPartition as Partition
+from kafka import errors as native
+
+KNOWN = 1000  # header names that are kept as text
+
+
+class Record(msgspec.Struct, gc=False):
+    """As the driver's `ConsumerRecord`, without what nobody reads."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int  # milliseconds since the epoch
+    key: bytes | None
+    value: bytes | None
+    tail: bytes  # headers as they travel: read when they are wanted, for what waits is looked at by every garbage collection
+
+    @property
+    def headers(self) -> list[tuple[str, bytes | None]]:
+        """As far as they can be read: who has written them wrongly is known by his message, not by an error of ours."""
+        tail, names = self.tail, _names
+        headers: list[tuple[str, bytes | None]] = []
+        try:
+            count, pos = _number(tail, 0)
+            for _ in range(count):
+                size, pos = (tail[pos] >> 1, pos + 1) if tail[pos] < 128 else _number(tail, pos)
+                name = names[tail[pos : (pos := pos + size)]]
+                size, pos = _number(tail, pos)
+                headers.append((name, None if size < 0 else tail[pos : (pos := pos + size)]))
+        except IndexError:
+            pass
+        return headers
+
+
+def decode(data: bytes, pos: int, batch: Any, partition: Partition) -> list[Record]:
+    """
+    Args:
+        data: The records of a batch, not compressed, from `pos` to the end.
+        batch: The driver's, for what its head says.
+
+    Raises:
+        CorruptRecordError: They are something else.
+    """
+    try:
+        records, end = _records(data, pos, batch, partition)
+    except IndexError as exc:
+        raise native.CorruptRecordError(f"{partition}: a batch ends within a record") from exc
+    if end != len(data):
+        raise native.CorruptRecordError(f"{partition}: a batch does not end with its last record")
+    return records
+
+
+def _records(data: bytes, pos: int, batch: Any, partition: Partition) -> tuple[list[Record], int]:
+    topic, place = partition
+    base, began = batch.base_offset, batch.first_timestamp
+    appended = batch.max_timestamp if batch.timestamp_type == batch.LOG_APPEND_TIME else None
+    records: list[Record] = []
+    for _ in range(batch.records_count):
+        size, pos = _number(data, pos)
+        end = pos + size
+        age, pos = _number(data, pos + 1)  # behind attributes that nobody uses
+        ahead, pos = _number(data, pos)
+        size, pos = _number(data, pos)
+        key = None if size < 0 else data[pos : (pos := pos + size)]
+        size, pos = _number(data, pos)
+        value = None if size < 0 else data[pos : (pos := pos + size)]
+        if not pos < end <= len(data):
+            raise native.CorruptRecordError(f"{partition}: the record at {base + ahead} is not as long as it says")
+        moment = began + age if appended is None else appended
+        records.append(Record(topic, place, base + ahead, moment, key, value, data[pos:end]))
+        pos = end
+    return records, pos
+
+
+def _number(data: bytes, pos: int) -> tuple[int, int]:
+    """A number of variable length, and where it ends: seven bits in each byte, the lowest first, the sign in the last one."""
+    byte = data[pos]
+    pos += 1
+    if byte < 128:
+        return byte >> 1 ^ -(byte & 1), pos
+    number, shift = byte & 127, 7
+    while (byte := data[pos]) > 127:
+        number |= (byte & 127) << shift
+        shift += 7
+        pos += 1
+    number |= byte << shift
+    return number >> 1 ^ -(number & 1), pos + 1
+
+
+class _Names(dict[bytes, str]):
+    """Names of headers, which are few, as text."""
+
+    def __missing__(self, raw: bytes) -> str:
+        name = raw.decode(errors="replace")
+        if len(self) < KNOWN:
+            self[raw] = name
+        return name
+
+
+_names = _Names()
