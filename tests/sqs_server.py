@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -153,17 +153,31 @@ class SqsHarness(Harness):
 
 
 class Refusing:
-    """A server of HTTP that answers every call as AWS answers a key it does not know, or with something else."""
+    """
+    A server of HTTP that answers every call as AWS answers a key it does not know, or with something else, and remembers
+    what it was asked: the headers and the body.
+    """
 
-    def __init__(self, status: int = 403, body: bytes = UNKNOWN_KEY, kind: str = "application/x-amz-json-1.0") -> None:
+    def __init__(
+        self,
+        status: int = 403,
+        body: bytes = UNKNOWN_KEY,
+        kind: str = "application/x-amz-json-1.0",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.asked: list[tuple[dict[str, str], bytes]] = []
+        asked = self.asked
+
         class Answer(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                asked.append((dict(self.headers), self.rfile.read(int(self.headers.get("Content-Length", 0)))))
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 

@@ -15,14 +15,14 @@ from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
-from mqkit.backends.sqs.errors import translate
+from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, forms
+from mqkit.backends.sqs.errors import GARBLED, translate
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.errors import Lost
 
 Reply = Mapping[str, Any]
 
 CONNECT = 3.0  # seconds a connection may take to be made
-_REQUEST_ID = "x-amzn-requestid"  # a header of every answer of SQS and SNS, and of no proxy
 _driver_logs = ("boto3", "botocore")
 
 
@@ -33,9 +33,10 @@ class Client:
     It tries each call once: a driver that repeats a call whose answer was lost stores its messages twice.
     """
 
-    def __init__(self, native: Any, endpoint: Endpoint) -> None:
+    def __init__(self, native: Any, endpoint: Endpoint, direct: Mapping[str, Direct]) -> None:
         self._native = native
         self._endpoint = endpoint
+        self._direct = direct
 
     def call(self, operation: str, what: str, **arguments: Any) -> Reply:
         """
@@ -49,11 +50,12 @@ class Client:
             Denied, NotFound, ConfigError, ...: It was refused.
         """
         try:
-            reply: Reply = getattr(self._native, operation)(**arguments)
-        except (BotoCoreError, ClientError, ResponseParserError, OSError, KeyError) as exc:
+            call = self._direct.get(operation) or getattr(self._native, operation)
+            reply: Reply = call(**arguments)
+        except (BotoCoreError, ClientError, ResponseParserError, OSError, *GARBLED) as exc:
             raise translate(exc, self._endpoint, what) from exc
         # A page of a proxy is parsed into an answer that says nothing, which is not to be taken for a success.
-        if _REQUEST_ID not in reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}):
+        if REQUEST_ID not in reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}):
             raise Lost(f"{self._endpoint} is not answered by SQS; is there a proxy in between? ({what})")
         return reply
 
@@ -79,6 +81,7 @@ class Clients:
         self._options = options
         self._lock = threading.Lock()
         self._session: Any = None
+        self._forms: Mapping[str, Form] | None = None
         self._process = 0
         for name in _driver_logs:  # at DEBUG the driver logs bodies and session tokens
             log = logging.getLogger(name)
@@ -111,7 +114,12 @@ class Clients:
                 native = self._session.create_client(service, config=config, **self.endpoint.arguments())
             except (BotoCoreError, ValueError) as exc:
                 raise translate(exc, self.endpoint, f"a client of {service}") from exc
-        return Client(native, self.endpoint)
+            direct: dict[str, Direct] = {}
+            if service == "sqs" and not checked:
+                if self._forms is None:
+                    self._forms = forms(native)
+                direct = {operation: Direct(native, form) for operation, form in self._forms.items()}
+        return Client(native, self.endpoint, direct)
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()

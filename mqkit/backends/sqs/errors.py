@@ -19,6 +19,9 @@ from mqkit.errors import (
     Unencodable,
 )
 
+# What botocore's parsers stumble with over an answer that is none of AWS.
+GARBLED = (AttributeError, KeyError, TypeError, ValueError)
+
 # `Unavailable`: the call had no effect. `Lost`: nobody knows. The first match counts, so subclasses stand above their bases.
 ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (native.EndpointConnectionError, Unavailable, "cannot be reached"),
@@ -42,7 +45,7 @@ ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (native.InvalidRegionError, ConfigError, "knows no such region"),
     (native.ParamValidationError, ConfigError, "takes no such arguments"),
     (native.BotoCoreError, Lost, "has a problem"),
-    (KeyError, Lost, "answered with something that is no answer of AWS"),
+    *((kind, Lost, "answered with something that is no answer of AWS") for kind in GARBLED),
     (OSError, Lost, "broke the connection"),
 )
 

@@ -425,7 +425,7 @@ class SqsReceiver:
     def _held(self, arrival: Arrival) -> Held:
         raw = arrival.raw
         received = wire.received(self._address, self._desk.route.native, raw, arrival.head, arrival.until)
-        group = raw.get("Attributes", {}).get("MessageGroupId", "") if self._ordered else ""
+        group = received.native.attributes.get("MessageGroupId", "") if self._ordered else ""
         return Held(raw["ReceiptHandle"], group, received, arrival.until, arrival=arrival)
 
     # -- small things --------------------------------------------------------------------------------------------------

@@ -1,0 +1,256 @@
+"""
+The calls that carry messages, without most of what botocore does for each of them.
+
+Credentials, endpoint, connections and the reading of refusals stay botocore's; the body and the signature are made here. How
+a call has to look is asked of botocore itself, once, and where it answers with something new every call goes its own way.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import os
+import time
+import types
+import uuid
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from botocore import UNSIGNED, auth, awsrequest, parsers
+from botocore.client import BaseClient
+from botocore.credentials import Credentials
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+log = logging.getLogger("mqkit")
+
+REQUEST_ID = "x-amzn-requestid"  # a header of every answer of SQS and SNS, and of no proxy
+
+_QUEUE = "https://queue.invalid/1/queue"
+_SAMPLES: dict[str, dict[str, Any]] = {
+    "send_message_batch": {
+        "QueueUrl": _QUEUE,
+        "Entries": [
+            {
+                "Id": "0",
+                "MessageBody": 'a "b" <c> \u00e4 \U0001f600',
+                "MessageAttributes": {"d": {"DataType": "String", "StringValue": "e"}},
+                "DelaySeconds": 1,
+                "MessageGroupId": "f",
+                "MessageDeduplicationId": "g",
+            }
+        ],
+    },
+    "receive_message": {
+        "QueueUrl": _QUEUE,
+        "MaxNumberOfMessages": 10,
+        "WaitTimeSeconds": 20,
+        "VisibilityTimeout": 30,
+        "MessageSystemAttributeNames": ["SentTimestamp"],
+        "MessageAttributeNames": ["All"],
+    },
+    "delete_message_batch": {"QueueUrl": _QUEUE, "Entries": [{"Id": "0", "ReceiptHandle": "a"}]},
+    "change_message_visibility_batch": {
+        "QueueUrl": _QUEUE,
+        "Entries": [{"Id": "0", "ReceiptHandle": "a", "VisibilityTimeout": 0}],
+    },
+}
+
+# What botocore's requests have, signed and not. Another one may differ from call to call.
+_SIGNED = ("X-Amz-Target", "Content-Type", "x-amzn-query-mode")
+_UNSIGNED = ("User-Agent", "amz-sdk-request")
+_ANEW = ("amz-sdk-invocation-id", "Content-Length")
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Form(NamedTuple):
+    """What is the same in all calls of one operation."""
+
+    url: str
+    path: str
+    headers: Mapping[str, str]
+    signed: Mapping[str, str]  # those under the signature, in lower case
+    region: str
+    service: str
+
+    def request(self, credentials: Any, body: bytes, stamp: str) -> Any:
+        """
+        What the HTTP session of botocore sends.
+
+        Args:
+            credentials: Frozen ones.
+            stamp: The moment, as `20260131T235959Z`.
+        """
+        headers = {**self.headers, "X-Amz-Date": stamp}
+        if credentials.token:
+            headers["X-Amz-Security-Token"] = credentials.token
+        headers["Authorization"] = self._authorization(credentials, body, stamp)
+        headers["amz-sdk-invocation-id"] = str(uuid.uuid4())
+        headers["Content-Length"] = str(len(body))
+        return awsrequest.AWSPreparedRequest("POST", self.url, headers, body, stream_output=False)
+
+    def _authorization(self, credentials: Any, body: bytes, stamp: str) -> str:
+        """Source: AWS General Reference, Signature Version 4."""
+        covered = {**self.signed, "x-amz-date": stamp}
+        if credentials.token:
+            covered["x-amz-security-token"] = credentials.token
+        lines = "".join(f"{name}:{covered[name]}\n" for name in sorted(covered))
+        names = ";".join(sorted(covered))
+        request = f"POST\n{self.path}\n\n{lines}\n{names}\n{sha256(body).hexdigest()}"
+        scope = f"{stamp[:8]}/{self.region}/{self.service}/aws4_request"
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(request.encode()).hexdigest()}"
+        key = f"AWS4{credentials.secret_key}".encode()
+        for part in scope.split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        signature = hmac.digest(key, text.encode(), "sha256").hex()
+        return f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+
+
+class Direct:
+    """One operation of one client, called and answered as the client's own method. Any thread."""
+
+    def __init__(self, native: Any, form: Form) -> None:
+        self._native = native
+        self._form = form
+        self._signer = native._request_signer
+        self._session = native._endpoint.http_session
+        self._refusals = parsers.create_parser("json")
+
+    def check(self) -> None:
+        """Raises where a part of botocore that a call needs is missing."""
+        for part in (self._signer.get_auth_instance, self._session.send, self._refusals.parse):
+            if not callable(part):
+                raise TypeError(f"{part!r} is no method")
+
+    def __call__(self, **arguments: Any) -> dict[str, Any]:
+        form = self._form
+        credentials = self._signer.get_auth_instance(form.service, form.region, "v4").credentials
+        if credentials is None:
+            raise NoCredentialsError
+        answer = self._session.send(form.request(credentials, _encode(arguments), _stamp()))
+        if answer.status_code >= 300:
+            raise self._refusal(answer)
+        reply: dict[str, Any] = {}
+        if REQUEST_ID in answer.headers:
+            try:
+                reply = _decode(answer.content)
+            except msgspec.MsgspecError as exc:
+                raise parsers.ResponseParserError(f"the answer cannot be read: {exc}") from exc
+        reply["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
+        return reply
+
+    def _refusal(self, answer: Any) -> ClientError:
+        whole = {"status_code": answer.status_code, "headers": answer.headers, "body": answer.content}
+        parsed = self._refusals.parse(whole, None)
+        error = parsed.get("Error", {})
+        kind: type[ClientError] = self._native.exceptions.from_code(error.get("QueryErrorCode") or error.get("Code"))
+        return kind(parsed, self._form.headers["X-Amz-Target"].rpartition(".")[2])
+
+
+def forms(native: Any) -> dict[str, Form]:
+    """
+    By operation, as botocore would make its calls; empty where they have to go its own way.
+
+    Args:
+        native: A client of SQS that nobody uses yet.
+    """
+    # Lambda finds loops by a header that botocore makes anew for each call; tracers see calls by wrapping this method.
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ or not _is_own(BaseClient.__dict__.get("_make_api_call")):
+        return {}
+    try:
+        found = {operation: _form(native, operation) for operation in _SAMPLES}
+    except BotoCoreError:
+        return {}  # its own way says what is wrong
+    except Exception as exc:  # noqa: BLE001  whatever it stumbled over, a way is left
+        log.warning("driver.changed", extra={"driver": "botocore", "error": repr(exc)})
+        return {}
+    return {operation: form for operation, form in found.items() if form is not None}
+
+
+def _form(native: Any, operation: str) -> Form | None:
+    """
+    None: it is signed in another way or not at all, or somebody listens.
+
+    Raises:
+        Exception: What is made here would not be what botocore makes, or a part of it is missing.
+    """
+    sample = _SAMPLES[operation]
+    name = native.meta.method_to_api_mapping[operation]
+    theirs, signing = _asked(native, operation, name, sample)
+    # Whoever listens for what is about to be sent may stand in for AWS.
+    if signing["signature_version"] != "v4" or native.meta.events.emit(_sending(name), request=theirs):
+        return None
+    if unknown := {str(header) for header in theirs.headers} - {*_SIGNED, *_UNSIGNED, *_ANEW}:
+        raise ValueError(f"{name} has headers that are not known here: {sorted(unknown)}")
+    parts = urlsplit(theirs.url)
+    if theirs.method != "POST" or parts.query or parts.hostname == urlsplit(_QUEUE).hostname:
+        raise ValueError(f"{name} goes another way: {theirs.method} {parts.hostname}")
+    if json.loads(theirs.body) != json.loads(_encode(sample)):
+        raise ValueError(f"{name} has another body")
+
+    headers = {header: _text(theirs.headers[header]) for header in (*_SIGNED, *_UNSIGNED)}
+    request = awsrequest.AWSRequest("POST", theirs.url, {header: headers[header] for header in _SIGNED}, theirs.body)
+    nobody = Credentials("key", "secret", "token").get_frozen_credentials()
+    signer = auth.SigV4Auth(nobody, signing["signing_name"], signing["region_name"])
+    signed = dict(signer.headers_to_sign(request).items())
+    form = Form(theirs.url, parts.path or "/", headers, signed, signing["region_name"], signing["signing_name"])
+    signer.add_auth(request)
+    ours = form.request(nobody, theirs.body, request.headers["X-Amz-Date"])
+    if ours.headers["Authorization"] != request.headers["Authorization"]:
+        raise ValueError(f"{name} has another signature")
+    Direct(native, form).check()
+    return form
+
+
+class _Made(Exception):
+    """Ends a call before anything is sent."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+
+def _asked(native: Any, operation: str, name: str, sample: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The request that botocore makes, without a signature, which might ask the network for credentials, and how it signs."""
+    events, signing = native.meta.events, dict[str, Any]()
+    choosing = f"choose-signer.sqs.{name}"
+
+    def choose(event_name: str, **given: Any) -> Any:
+        events.unregister(choosing, choose)
+        _, chosen = events.emit_until_response(event_name, **given)
+        signing.update(given, signature_version=chosen or given["signature_version"])
+        return UNSIGNED
+
+    def stop(request: Any, **_: Any) -> None:
+        raise _Made(request)
+
+    events.register_first(choosing, choose)
+    events.register_first(_sending(name), stop)
+    try:
+        getattr(native, operation)(**sample)
+    except _Made as made:
+        return made.request, signing
+    finally:
+        events.unregister(choosing, choose)
+        events.unregister(_sending(name), stop)
+    raise ValueError(f"{name} is sent in another way")
+
+
+def _sending(name: str) -> str:
+    return f"before-send.sqs.{name}"
+
+
+def _is_own(method: Any) -> bool:
+    return isinstance(method, types.FunctionType) and method.__module__ == BaseClient.__module__
+
+
+def _stamp() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

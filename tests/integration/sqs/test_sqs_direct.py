@@ -1,0 +1,359 @@
+"""The calls that mqkit sends by itself and those that botocore sends: the same answers, and the same errors."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from botocore import auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials, RefreshableCredentials
+
+from mqkit import Queue
+from mqkit._url import Url, parse_options
+from mqkit.backends.base import Address
+from mqkit.backends.sqs import wire
+from mqkit.backends.sqs.clients import Client, Clients
+from mqkit.backends.sqs.desk import Desk
+from mqkit.backends.sqs.options import Endpoint, SqsOptions
+from mqkit.backends.sqs.places import Route
+from mqkit.backends.sqs.sender import Sender
+from mqkit.errors import ConfigError, Denied, Lost, MqkitError, NotFound, Unavailable
+from mqkit.testing.brokers.aws import REGION, aws_client
+from mqkit.testing.chaos import FaultProxy
+from tests.sqs_server import Refusing, SqsHarness
+
+pytestmark = pytest.mark.slow
+
+KNOWN = {"x-amzn-requestid": "1"}
+JSON = "application/x-amz-json-1.0"
+CALLS: dict[str, dict[str, Any]] = {
+    "send_message_batch": {"Entries": [{"Id": "0", "MessageBody": "word"}]},
+    "receive_message": {"MaxNumberOfMessages": 10},
+    "delete_message_batch": {"Entries": [{"Id": "0", "ReceiptHandle": "a"}]},
+    "change_message_visibility_batch": {"Entries": [{"Id": "0", "ReceiptHandle": "a", "VisibilityTimeout": 0}]},
+}
+
+made: list[Client] = []
+
+
+@pytest.fixture(autouse=True)
+def close() -> Iterator[None]:
+    yield
+    while made:
+        made.pop().close()
+
+
+def both(text: str) -> tuple[Client, Client]:
+    """A client that calls by itself, and one that leaves that to botocore."""
+    url = Url.parse(text)
+    options = parse_options(SqsOptions, url)
+    clients = Clients(Endpoint.of(url, options), options)
+    direct, plain = clients.make("sqs", connections=2), clients.make("sqs", connections=2)
+    assert direct._direct.keys() == CALLS.keys()
+    plain._direct = {}
+    made.extend([direct, plain])
+    return direct, plain
+
+
+def at(port: int, *, timeout: float = 1.0, user: str = "key:hidden-secret@") -> str:
+    return f"sqs://{user}127.0.0.1:{port}/?region={REGION}&tls=false&timeout={timeout}"
+
+
+def same_failure(text: str, operation: str, url: str = "http://127.0.0.1/1/words") -> MqkitError:
+    """How both ways fail, which is the same, down to what is behind it."""
+    failures = []
+    for client in both(text):
+        with pytest.raises(MqkitError) as caught:
+            client.call(operation, "trying", QueueUrl=url, **CALLS[operation])
+        failures.append(caught.value)
+    one, other = failures
+    assert type(one) is type(other)
+    assert _plain(one) == _plain(other)
+    assert _ancestry(one.__cause__) == _ancestry(other.__cause__)
+    assert "hidden-secret" not in repr([one, one.__cause__])
+    return one
+
+
+def _plain(error: MqkitError) -> str:
+    return re.sub(r"0x[0-9a-f]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "~", str(error))
+
+
+def _ancestry(error: BaseException | None) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__]
+
+
+# -- what succeeds -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_botocore(harness: SqsHarness) -> None:
+    sqs = aws_client("sqs", harness.url)
+    answers = []
+    for number, client in enumerate(both(harness.url)):
+        url = sqs.create_queue(QueueName=f"{harness.unique('direct')}-{number}")["QueueUrl"]
+        entries = [
+            {
+                "Id": str(place),
+                "MessageBody": body,
+                "MessageAttributes": {"name": {"DataType": "String", "StringValue": body}},
+            }
+            for place, body in enumerate(["plain", 'quoted "\\" \t\r\n', "\u00e4 \u2028 \U0001f600 <&>", "x" * 100_000])
+        ]
+        sent = client.call("send_message_batch", "", QueueUrl=url, Entries=entries)
+        received = client.call(
+            "receive_message",
+            "",
+            QueueUrl=url,
+            MaxNumberOfMessages=10,
+            MessageSystemAttributeNames=["ApproximateReceiveCount"],
+            MessageAttributeNames=["All"],
+        )
+        receipts = [
+            {"Id": str(place), "ReceiptHandle": each["ReceiptHandle"]}
+            for place, each in enumerate(received["Messages"])
+        ]
+        hidden = client.call(
+            "change_message_visibility_batch",
+            "",
+            QueueUrl=url,
+            Entries=[{**receipt, "VisibilityTimeout": 60} for receipt in receipts],
+        )
+        wrong = {"Id": "wrong", "ReceiptHandle": "nobody-has-this"}
+        deleted = client.call("delete_message_batch", "", QueueUrl=url, Entries=[*receipts, wrong])
+        nothing = client.call("receive_message", "", QueueUrl=url)
+        answers.append([_settled(each) for each in (sent, received, hidden, deleted, nothing)])
+        assert received["Messages"][3]["Body"] == "x" * 100_000
+
+    assert answers[0] == answers[1]
+
+
+def _settled(reply: Any) -> Any:
+    """Without what differs from call to call."""
+    if isinstance(reply, list):
+        return [_settled(each) for each in reply]
+    if not isinstance(reply, dict):
+        return reply
+    anew = {"ResponseMetadata", "MessageId", "ReceiptHandle"}
+    return {name: type(value) if name in anew else _settled(value) for name, value in reply.items()}
+
+
+def test_what_is_null_in_an_answer_is_not_there() -> None:
+    body = b"""{"Successful": null, "Failed": null, "New": 1, "Messages": [
+        {"MessageId": "1", "ReceiptHandle": "2", "Body": "word", "Attributes": null, "MessageAttributes": null}]}"""
+    server = Refusing(status=200, body=body, headers=KNOWN)
+    try:
+        for client in both(at(server.port)):
+            route = Route("queue", "http://127.0.0.1/1/words", "words")
+            desk = Desk(route, client, client, Sender(client, pytest.fail), 30)
+
+            [arrival] = desk.poll(10, 0)
+            [unknown] = desk.delete(["2"])
+
+            received = wire.received(Address("queue", "words"), "words", arrival.raw, arrival.head, arrival.until)
+            assert (received.id, received.body, received.headers, received.key) == ("1", b"word", {}, None)
+            assert wire.repack(arrival.raw) == ("word", {}, 4)
+            assert isinstance(unknown, Lost)
+    finally:
+        server.close()
+
+
+# -- what fails --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", CALLS)
+def test_a_queue_that_is_missing(harness: SqsHarness, operation: str) -> None:
+    _, port = harness.endpoint()
+    error = same_failure(harness.url, operation, f"http://127.0.0.1:{port}/000000000000/{harness.unique('missing')}")
+
+    assert isinstance(error, NotFound)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "kind", "expected"),
+    [
+        (403, b'{"__type": "InvalidClientTokenId", "message": "who?"}', KNOWN, JSON, Denied),
+        (403, b'{"__type": "com.amazonaws.sqs#SignatureDoesNotMatch", "message": "no"}', KNOWN, JSON, Denied),
+        (400, b'{"__type": "x#OverLimit", "Message": "many"}', {}, JSON, Unavailable),
+        (
+            400,
+            b'{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "gone"}',
+            {"x-amzn-query-error": "AWS.SimpleQueueService.NonExistentQueue;Sender", **KNOWN},
+            JSON,
+            NotFound,
+        ),
+        (400, b'{"message": "something new"}', KNOWN, JSON, ConfigError),
+        (400, b"[]", KNOWN, JSON, Lost),
+        (503, b'{"__type": "ServiceUnavailable", "message": "soon"}', KNOWN, JSON, Lost),
+        (500, b"<html>broken</html>", {}, "text/html", Lost),
+        (500, b"", {}, "text/html", Lost),
+        (502, "<!DOCTYPE html>k\u00f6nnte".encode("latin-1"), {}, "text/html", Lost),
+        (407, b"<html>log in</html>", {}, "text/html", ConfigError),
+        (302, b"", {"Location": "http://portal.invalid/"}, "text/html", ConfigError),
+        (200, b"<html>welcome</html>", {}, "text/html", Lost),
+        (200, b"{}", {}, JSON, Lost),
+        (200, b"", {}, JSON, Lost),
+    ],
+)
+def test_a_refusal_and_what_is_none_of_aws(
+    status: int, body: bytes, headers: dict[str, str], kind: str, expected: type[MqkitError]
+) -> None:
+    server = Refusing(status, body, kind, headers)
+    try:
+        error = same_failure(at(server.port), "send_message_batch")
+    finally:
+        server.close()
+
+    assert isinstance(error, expected)
+
+
+@pytest.mark.parametrize("body", [b'{"Successful": [', b"[]", b"\xff", b'"text"'])
+def test_an_answer_of_aws_that_cannot_be_read_says_nothing(body: bytes) -> None:
+    server = Refusing(200, body, headers=KNOWN)
+    try:
+        direct, _ = both(at(server.port))
+        with pytest.raises(Lost, match="cannot be read"):
+            direct.call("send_message_batch", "", QueueUrl="http://127.0.0.1/1/words", **CALLS["send_message_batch"])
+    finally:
+        server.close()
+
+
+def test_a_lost_reply_a_torn_one_and_a_refused_connection(harness: SqsHarness) -> None:
+    url = aws_client("sqs", harness.url).create_queue(QueueName=harness.unique("lost"))["QueueUrl"]
+    with FaultProxy(*harness.endpoint()) as proxy:
+        text = at(proxy.port)
+        proxy.freeze_replies()
+        silent = same_failure(text, "send_message_batch", url)
+        proxy.reset()
+        proxy.thaw()
+
+        failures = []
+        for client in both(text):
+            proxy.cut_replies_after(40)
+            with pytest.raises(MqkitError) as caught:
+                client.call("send_message_batch", "", QueueUrl=url, **CALLS["send_message_batch"])
+            failures.append(type(caught.value))
+
+        proxy.refuse()
+        proxy.reset()
+        absent = same_failure(text, "send_message_batch", url)
+
+    assert isinstance(silent, Lost)
+    assert failures == [Lost, Lost]
+    assert isinstance(absent, Unavailable)
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    error = same_failure(at(9, user=""), "receive_message")
+
+    assert isinstance(error, ConfigError)
+    assert "needs credentials" in str(error)
+
+
+# -- as whom -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_token_is_sent_and_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a/session+token==")
+    server = Refusing(200, b"{}", headers=KNOWN)
+    try:
+        direct, _ = both(at(server.port, user=""))
+        direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
+    finally:
+        server.close()
+
+    [(headers, body)] = server.asked
+    signed = headers["Authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    assert headers["X-Amz-Security-Token"] == "a/session+token=="
+    assert {"host", "x-amz-security-token", "x-amz-target", "content-type"} <= set(signed)
+    assert _signature(headers, signed, body) == headers["Authorization"].partition("Signature=")[2]
+
+
+def _signature(headers: dict[str, str], signed: list[str], body: bytes) -> str:
+    """As botocore makes it of what has arrived."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    request = AWSRequest("POST", f"http://{headers['Host']}/", {name: lower[name] for name in signed}, body)
+    request.context["timestamp"] = headers["X-Amz-Date"]
+    signer = auth.SigV4Auth(Credentials("AKIDEXAMPLE", "hidden-secret", headers["X-Amz-Security-Token"]), "sqs", REGION)
+    return str(signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request))
+
+
+def test_credentials_that_were_refreshed_sign_the_next_call() -> None:
+    lives = iter(["FIRST", "SECOND", "THIRD"])
+
+    def fetch() -> dict[str, str]:
+        name = next(lives)
+        # The first run out at once.
+        end = datetime.now(UTC) + (timedelta(seconds=1) if name == "FIRST" else timedelta(hours=2))
+        return {
+            "access_key": name,
+            "secret_key": "hidden",
+            "token": f"token-{name}",
+            "expiry_time": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+    server = Refusing(200, b"{}", headers=KNOWN)
+    try:
+        direct, _ = both(at(server.port))
+        first = fetch()
+        renewing = RefreshableCredentials(
+            first["access_key"], first["secret_key"], first["token"],
+            datetime.now(UTC) + timedelta(hours=2), fetch, "test",
+        )  # fmt: skip
+        direct._native._request_signer._credentials = renewing
+        direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
+        renewing._expiry_time = datetime.now(UTC) - timedelta(seconds=1)
+        direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
+    finally:
+        server.close()
+
+    assert [
+        (headers["Authorization"].partition("Credential=")[2].partition("/")[0], headers["X-Amz-Security-Token"])
+        for headers, _ in server.asked
+    ] == [("FIRST", "token-FIRST"), ("SECOND", "token-SECOND")]
+
+
+# -- botocore's own way ------------------------------------------------------------------------------------------------
+
+
+def test_messages_come_round_where_a_part_of_botocore_is_missing(
+    harness: SqsHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(auth, "SigV4Auth")
+    words, bus = Queue(harness.unique("words"), str), harness.bus()
+
+    with caplog.at_level(logging.WARNING, "mqkit"):
+        for number in range(10):
+            bus.publish_soon(words, str(number))
+        bus.flush()
+        with bus.subscription(words) as messages:
+            taken = harness.take(messages, 10)
+            for delivery in taken:
+                delivery.ack()
+
+    assert {delivery.payload for delivery in taken} == {str(number) for number in range(10)}
+    assert [record.message for record in caplog.records] == ["driver.changed"]
+    assert "SigV4Auth" in vars(caplog.records[0])["error"]
+
+
+def test_nothing_of_a_call_is_shown(harness: SqsHarness, caplog: pytest.LogCaptureFixture) -> None:
+    url = aws_client("sqs", harness.url).create_queue(QueueName=harness.unique("quiet"))["QueueUrl"]
+    with caplog.at_level(logging.DEBUG):
+        direct, _ = both(harness.url)
+        logging.getLogger("botocore").setLevel(logging.WARNING)
+        direct.call("send_message_batch", "", QueueUrl=url, Entries=[{"Id": "0", "MessageBody": "a-body"}])
+
+    shown = [record.getMessage() for record in caplog.records if record.name.startswith(("mqkit", "boto"))]
+    assert not [text for text in shown if "a-body" in text or "Signature" in text]
+    assert "hidden" not in repr(direct._direct["receive_message"])
