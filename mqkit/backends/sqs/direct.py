@@ -1,8 +1,7 @@
 """
-The calls that carry messages, without most of what botocore does for each of them.
+The calls that carry messages, made of botocore's parts and without most of what it does for each of them.
 
-Credentials, endpoint, connections and the reading of refusals stay botocore's; the body and the signature are made here. How
-a call has to look is asked of botocore itself, once, and where it answers with something new every call goes its own way.
+How they have to look is asked of botocore, once. Where its answer is new to us, its own client makes them.
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ class Form(NamedTuple):
         covered = {**self.signed, "x-amz-date": stamp}
         if credentials.token:
             covered["x-amz-security-token"] = credentials.token
-        lines = "".join(f"{name}:{covered[name]}\n" for name in sorted(covered))
-        names = ";".join(sorted(covered))
+        order = sorted(covered)
+        lines, names = "".join(f"{name}:{covered[name]}\n" for name in order), ";".join(order)
         request = f"POST\n{self.path}\n\n{lines}\n{names}\n{sha256(body).hexdigest()}"
         scope = f"{stamp[:8]}/{self.region}/{self.service}/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(request.encode()).hexdigest()}"
