@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import ssl
 import threading
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
@@ -164,6 +165,7 @@ class Refusing:
         body: bytes = UNKNOWN_KEY,
         kind: str = "application/x-amz-json-1.0",
         headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.asked: list[tuple[dict[str, str], bytes]] = []
         asked = self.asked
@@ -186,6 +188,8 @@ class Refusing:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()

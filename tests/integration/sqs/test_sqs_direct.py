@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from botocore import auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, RefreshableCredentials
@@ -257,6 +260,46 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert isinstance(error, ConfigError)
     assert "needs credentials" in str(error)
+
+
+# -- which way ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_a_certificate_that_the_environment_names_is_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = Refusing(200, b"{}", headers=KNOWN, tls=tls)
+    text = at(server.port).replace("&tls=false", "")
+    try:
+        untrusted = same_failure(text, "receive_message")
+
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        answers = [client.call("receive_message", "", QueueUrl="http://x/1/words") for client in both(text)]
+    finally:
+        server.close()
+
+    assert isinstance(untrusted, Denied)
+    assert [sorted(answer) for answer in answers] == [["ResponseMetadata"]] * 2
+    assert len(server.asked) == 2
+
+
+def test_calls_go_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Refusing(200, b"{}", headers=KNOWN)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://sqs.invalid:4566")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
+    try:
+        for client in both(f"sqs://?region={REGION}"):
+            client.call("receive_message", "", QueueUrl="http://sqs.invalid:4566/1/words")
+    finally:
+        server.close()
+
+    assert [headers["Host"] for headers, _ in server.asked] == ["sqs.invalid:4566"] * 2
 
 
 # -- as whom -----------------------------------------------------------------------------------------------------------
