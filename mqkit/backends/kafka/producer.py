@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as native
@@ -21,6 +21,8 @@ from mqkit.backends.kafka.errors import translate
 from mqkit.backends.kafka.network import Client, learn
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.probe import probe
+from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.backends.kafka.sent import append
 from mqkit.errors import Closed, Lost, MqkitError, NotFound, PublishFailed, Unavailable
 
 TRANSACTION = (
@@ -33,14 +35,6 @@ STALLED = 1.0  # seconds without an answer after which it is asked whether the t
 
 class Undecided(Lost):
     """A transaction whose end nobody knows. Positions that are read anew tell what became of it."""
-
-
-class Record(NamedTuple):
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: list[tuple[str, bytes]]
-    partition: int | None = None
 
 
 class Producer:
@@ -96,10 +90,14 @@ class Producer:
         """Of a topic that is known; else none."""
         return tuple(self.driver._metadata.partitions_for_topic(topic) or ())
 
-    def send(self, record: Record) -> Any:
-        """The driver's future. Raises what is wrong with the record, and `NotFound`."""
+    def check_usable(self) -> None:
+        """Raises `Closed`."""
         if os.getpid() != self._pid:
             raise Closed("this connection to Kafka belongs to the parent of this forked process")
+
+    def send(self, record: ProducerRecord) -> Any:
+        """The driver's future. Raises what is wrong with the record, and `NotFound`."""
+        self.check_usable()
         try:
             return self.driver.send(
                 record.topic, record.value, key=record.key, headers=record.headers, partition=record.partition
@@ -109,23 +107,24 @@ class Producer:
         except (native.KafkaError, ValueError, AssertionError) as exc:
             raise translate(exc, self.cluster) from exc
 
-    def append(self, record: Record, partition: int) -> Any:
+    def append(self, record: ProducerRecord, place: TopicPartition, ring: Callable[[Any], object]) -> Any:
         """
         `send` outside of a transaction, to a partition that is there; without what the driver looks at for each record and
-        is known here, a third of what it costs.
+        is known here. Whoever appends has asked whether this producer is usable.
+
+        Args:
+            ring: See `Sent`.
+
+        Returns:
+            Something with `is_done`, and then `exception`, as futures have them.
         """
-        if os.getpid() != self._pid:
-            raise Closed("this connection to Kafka belongs to the parent of this forked process")
-        place = TopicPartition(record.topic, partition)
         try:
-            future, full, new, _ = self.driver._accumulator.append(
-                place, None, record.key, record.value, record.headers
-            )
+            sent, full = append(self.driver._accumulator, place, record, ring)
         except native.KafkaError as exc:
             raise translate(exc, self.cluster) from exc
-        if full or new:
+        if full:
             self.driver._sender.wakeup()
-        return future
+        return sent
 
     @property
     def spoilt(self) -> bool:
@@ -163,7 +162,7 @@ class Transactions:
         self._producer: Producer | None = None
 
     def carry_out(
-        self, records: Sequence[Record], offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any
+        self, records: Sequence[ProducerRecord], offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any
     ) -> None:
         """
         All of it or nothing.

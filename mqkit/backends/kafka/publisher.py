@@ -8,15 +8,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kafka import TopicPartition as Partition
+
 from mqkit._signal import Signal
 from mqkit.backends.base import Address, Outcome, Outgoing
 from mqkit.backends.kafka import wire
 from mqkit.backends.kafka.errors import publish_error
 from mqkit.backends.kafka.names import Names, lane_for
-from mqkit.backends.kafka.producer import Producer, Record
-from mqkit.errors import ConfigError, Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
+from mqkit.backends.kafka.producer import Producer
+from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.errors import Closed, ConfigError, Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
 
-OFTEN = 64  # messages of a partition of which one rings; the last of a batch does in any case
 STALLED = 1.0  # seconds without any answer after which it is asked whether the topic is still there
 
 
@@ -32,7 +34,8 @@ class KafkaPublisher:
         self._now = now
         self._topics: dict[Address, str] = {}
         self._outcomes: list[Outcome] = []
-        self._lines: dict[tuple[str, int], deque[tuple[Any, Outgoing]]] = {}  # the driver's futures
+        self._lines: dict[Partition, deque[tuple[Any, Outgoing]]] = {}  # the driver's futures, or `Sent`
+        self._places: dict[str, list[Partition]] = {}  # of each topic, as it is now
         self._turn = 0
         self._changed = Signal()
         self._heard = time.monotonic()
@@ -48,13 +51,18 @@ class KafkaPublisher:
             self._late += batch
             self._changed.set()
             return
+        try:
+            self._producer.check_usable()
+        except Closed as exc:
+            self._outcomes += [(message.token, exc) for message in batch]
+            return
         now = self._now()
-        last: dict[tuple[str, int], Any] = {}
+        self._places.clear()  # a topic may have more by now
         for message in batch:
             try:
                 record = self._record(message, now)
-                place = (record.topic, self._partition(record))
-                future = self._producer.append(record, place[1])
+                place = self._place(record)
+                sent = self._producer.append(record, place, self._ring)
             except MqkitError as exc:
                 self._topics.pop(message.address, None)  # it may be gone, and made again until the next try
                 self._outcomes.append((message.token, exc))
@@ -62,12 +70,7 @@ class KafkaPublisher:
             line = self._lines.get(place)
             if line is None:
                 line = self._lines[place] = deque()
-            line.append((future, message))
-            last[place] = future
-            if not len(line) % OFTEN:
-                future.add_both(self._ring)
-        for future in last.values():
-            future.add_both(self._ring)
+            line.append((sent, message))
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
         spoilt = self._producer.spoilt
@@ -114,7 +117,7 @@ class KafkaPublisher:
         topic, _ = next(iter(self._lines))
         self._question = (topic, self._producer.ask_for([topic]))
 
-    def _record(self, message: Outgoing, now: float) -> Record:
+    def _record(self, message: Outgoing, now: float) -> ProducerRecord:
         """Raises `NotFound`."""
         topic = self._topics.get(message.address)
         if topic is None:
@@ -134,31 +137,36 @@ class KafkaPublisher:
             if message.delay > 0:
                 record.headers.append((wire.PARTITION, str(message.native.number).encode()))
                 return record
-            return record._replace(partition=message.native.number)
+            record.partition = message.native.number
         return record
 
-    def _partition(self, record: Record) -> int:
+    def _place(self, record: ProducerRecord) -> Partition:
         """Raises `NotFound`."""
         if record.partition is not None:
-            return record.partition
+            return Partition(record.topic, record.partition)
         if record.key is not None:
-            return self._producer.partition_for(record.topic, record.key)
+            return Partition(record.topic, self._producer.partition_for(record.topic, record.key))
         # The driver would fill one partition after the other, and a burst would keep one process busy.
-        if not (numbers := self._producer.partitions(record.topic)):
+        places = self._places.get(record.topic)
+        if places is None:
+            numbers = self._producer.partitions(record.topic)
+            places = self._places[record.topic] = [Partition(record.topic, number) for number in numbers]
+        if not places:
             raise NotFound(f"{self._producer.cluster} does not have {record.topic} any more; declare it")
         self._turn += 1
-        return numbers[self._turn % len(numbers)]
+        return places[self._turn % len(places)]
 
     def _gather(self) -> None:
         """What was answered since."""
         for place, line in list(self._lines.items()):
             while line and line[0][0].is_done:
-                future, message = line.popleft()
-                if future.exception is None:
+                sent, message = line.popleft()
+                failure = sent.exception
+                if failure is None:
                     self._outcomes.append((message.token, None))
                 else:
                     self._topics.pop(message.address, None)
-                    self._outcomes.append((message.token, publish_error(future.exception, self._producer.cluster)))
+                    self._outcomes.append((message.token, publish_error(failure, self._producer.cluster)))
             if not line:
                 del self._lines[place]
 
@@ -166,7 +174,7 @@ class KafkaPublisher:
         self._changed.set()
 
 
-def record_of(message: Outgoing, topic: str, names: Names, now: float) -> Record:
+def record_of(message: Outgoing, topic: str, names: Names, now: float) -> ProducerRecord:
     """A message as it is written: where it belongs, or at the head of the ladder if it is to wait."""
     headers = wire.headers_of(message, now)
     key = message.key.encode() if message.key is not None else None
@@ -177,4 +185,4 @@ def record_of(message: Outgoing, topic: str, names: Names, now: float) -> Record
     if message.delay > 0:
         headers += [(wire.DUE, repr(now + message.delay).encode()), (wire.TO, topic.encode())]
         topic = names.lane(lane_for(message.delay))
-    return Record(topic, key, message.body, headers)
+    return ProducerRecord(topic, key, message.body, headers)

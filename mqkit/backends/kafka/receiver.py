@@ -15,8 +15,9 @@ from mqkit.backends.kafka.desk import Desk, Handle
 from mqkit.backends.kafka.ledger import Position
 from mqkit.backends.kafka.member import Member
 from mqkit.backends.kafka.names import Names
-from mqkit.backends.kafka.producer import Record, Transactions, Undecided
+from mqkit.backends.kafka.producer import Transactions, Undecided
 from mqkit.backends.kafka.publisher import record_of
+from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.backends.kafka.relay import Relay
 from mqkit.backends.kafka.trim import Trimmer
 from mqkit.errors import LeaseLost, Lost, MqkitError, Unavailable
@@ -223,7 +224,7 @@ class KafkaReceiver:
 
     def _transact(self, settlements: Sequence[Done], membership: Any) -> None:
         names, now = self._names, self.now()
-        records: list[Record] = []
+        records: list[ProducerRecord] = []
         touched: dict[Partition, Desk] = {}
         for settlement in settlements:
             for copy in settlement.copies:

@@ -1,5 +1,5 @@
 """
-Record: one message as Kafka keeps it, and how those of a batch are decoded; pure.
+Record: one message as Kafka keeps it and as it is written, and how those of a batch are decoded; pure.
 
 Source of the form: https://kafka.apache.org/documentation/#recordbatch
 """
@@ -13,6 +13,16 @@ from kafka import TopicPartition as Partition
 from kafka import errors as native
 
 KNOWN = 1000  # header names that are kept as text
+
+
+class ProducerRecord(msgspec.Struct, gc=False):
+    """One that is to be written."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    partition: int | None = None
 
 
 class Record(msgspec.Struct, gc=False):

@@ -21,7 +21,8 @@ from kafka.structs import OffsetAndMetadata
 from mqkit.backends.kafka import wire
 from mqkit.backends.kafka.member import Member
 from mqkit.backends.kafka.names import Names, lane_for
-from mqkit.backends.kafka.producer import Record, Transactions
+from mqkit.backends.kafka.producer import Transactions
+from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.backends.kafka.trim import Trimmer
 from mqkit.errors import MqkitError, NotFound, Unavailable
 
@@ -202,21 +203,23 @@ class Relay:
         seconds: float = record.timestamp / 1000 + self._names.lanes[lane]
         return min(wire.hop_of(record.headers).due, seconds)
 
-    def _next_hop(self, record: Any, now: float) -> Record | None:
+    def _next_hop(self, record: Any, now: float) -> ProducerRecord | None:
         """Onto the next lane, or where it is to go; None: nowhere, so it is none of ours."""
         hop = wire.hop_of(record.headers)
         if hop.due > now:
-            return Record(self._names.lane(lane_for(hop.due - now)), record.key, record.value, list(record.headers))
+            return ProducerRecord(
+                self._names.lane(lane_for(hop.due - now)), record.key, record.value, list(record.headers)
+            )
         if not hop.to:
             log.warning("delayed.unreadable", extra={"topic": record.topic, "offset": record.offset})
             return None
         # Its topic may have been made again with less.
         partition = hop.partition if hop.partition in self._transactions.partitions(hop.to) else None
-        return Record(hop.to, record.key, record.value, wire.without(record.headers, *wire.LADDER), partition)
+        return ProducerRecord(hop.to, record.key, record.value, wire.without(record.headers, *wire.LADDER), partition)
 
-    def _put_off(self, record: Any, now: float) -> Record:
+    def _put_off(self, record: Any, now: float) -> ProducerRecord:
         headers = [*wire.without(record.headers, wire.DUE), (wire.DUE, repr(now + PUT_OFF).encode())]
-        return Record(self._names.lane(lane_for(PUT_OFF)), record.key, record.value, headers)
+        return ProducerRecord(self._names.lane(lane_for(PUT_OFF)), record.key, record.value, headers)
 
     def _start_over(self) -> None:
         self._not_before = time.monotonic() + AGAIN

@@ -52,12 +52,11 @@ def headers_of(message: Outgoing, now: float) -> Headers:
     Args:
         now: The publisher's clock, from which the ttl counts.
     """
-    headers = [(name, value.encode()) for name, value in message.headers.items()]
-    headers.append((ID, message.id.encode()))
-    headers += [(name, value.encode()) for name, value in to_headers(message.envelope).items()]
+    texts = message.headers | to_headers(message.envelope)
+    texts[ID] = message.id
     if message.ttl is not None:
-        headers.append((EXPIRES, repr(now + message.delay + message.ttl).encode()))
-    return headers
+        texts[EXPIRES] = repr(now + message.delay + message.ttl)
+    return [(name, text.encode()) for name, text in texts.items()]
 
 
 def received(address: Address, record: Any, held: Held) -> Received:
