@@ -278,6 +278,8 @@ class ConsumePump:
                 if not exc.retryable:
                     raise
                 self.state = f"failed: {exc}"
+                if trouble == RESTART[0]:
+                    log.warning("consumer.unavailable", extra={"source": self.settings.name, "error": str(exc)})
                 self._stopping.wait(trouble)
                 trouble = min(RESTART[1], trouble * 2)
                 continue

@@ -5,9 +5,9 @@ The driver decodes record by record, which costs more than all the rest of consu
 else: it asks, checks sums, leaves out what transactions took back, and keeps the position. It is given one record for each
 batch, whose value are the records of the batch.
 
-Names of the driver used here: `Fetcher.PartitionRecords`, `MemoryRecords.next_batch`, `DefaultRecordBatch`, its
-`HEADER_STRUCT`, `_buffer`, `_pos` and `_maybe_uncompress`, `DefaultRecord`. Where they do not do what they did, the driver
-decodes.
+Names of the driver used here: `Fetcher.PartitionRecords`, its `take` and `drain`, `MemoryRecords.next_batch`,
+`DefaultRecordBatch`, its `HEADER_STRUCT`, `_buffer`, `_pos` and `_maybe_uncompress`, `DefaultRecord`. Where they do not do
+what they did, the driver decodes; where one that is imported or inherited from is gone, this module is of no use.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def records_in(fetched: Iterable[Any]) -> list[Any]:
 
 def decoder() -> type[Any]:
     """What a fetcher makes of what has come, its `PartitionRecords`; each `value` may be a list, see `records_in`."""
-    return _Whole if _understood() else Fetcher.PartitionRecords
+    return _Whole if _understood() else _Fetched
 
 
 @functools.cache
 def _understood() -> bool:
     """Do we find in a batch what the driver finds in it?"""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 16)
-    for offset, (key, value) in enumerate([(None, b"body"), (b"key", None), (b"", b"long" * 100)]):
-        builder.append(offset, 1_700_000_000_000 - offset, key, value, [("name", value), ("empty", b"")] * offset)
-    data, place = bytes(builder.build()), Partition("topic", 1)
-    theirs = Fetcher.PartitionRecords(1, place, MemoryRecords(data)).take()
     error = "it finds something else in a batch"
     try:
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 16)
+        for offset, (key, value) in enumerate([(None, b"body"), (b"key", None), (b"", b"long" * 100)]):
+            builder.append(offset, 1_700_000_000_000 - offset, key, value, [("name", value), ("empty", b"")] * offset)
+        data, place = bytes(builder.build()), Partition("topic", 1)
+        theirs = Fetcher.PartitionRecords(1, place, MemoryRecords(data)).take()
         ours: list[Record] = records_in(_Whole(1, place, MemoryRecords(data)).take())
-        if list(map(_content, ours)) == list(map(_content, theirs)):
+        if ours and list(map(_content, ours)) == list(map(_content, theirs)):
             return True
     except Exception as exc:  # noqa: BLE001  whatever has become of the names we use
         error = repr(exc)
@@ -66,8 +66,19 @@ def _content(record: Any) -> tuple[Any, ...]:
     return record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
 
 
-class _Whole(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """What one fetch has brought of one partition, batch by batch."""
+class _Fetched(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """What one fetch has brought of one partition."""
+
+    def take(self, n: int | None = None) -> Any:
+        try:
+            return super().take(n)
+        except Exception:
+            self.drain()  # else the fetcher turns round it for ever: nothing comes out of it, and it does not look empty
+            raise
+
+
+class _Whole(_Fetched):
+    """... batch by batch."""
 
     def __init__(self, offset: int, partition: Partition, records: Any, *arguments: Any, **named: Any) -> None:
         super().__init__(offset, partition, _Batches(records, partition, offset), *arguments, **named)

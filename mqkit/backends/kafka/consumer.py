@@ -1,8 +1,8 @@
 """
 The driver's consumer, used by the thread that owns it, which it keeps waiting only if it is told to.
 
-Private names of the driver that mqkit uses for consuming are here and in `member.py`: `_fetcher._fetch_futures`
-and `PartitionRecords`, `_subscription.assignment`, `_coordinator`, `_net`.
+Private names of the driver that mqkit uses for consuming are here, in `member.py` and in `batch.py`:
+`_fetcher._fetch_futures` and `PartitionRecords`, `_subscription.assignment`, `_coordinator`, `_net`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from kafka import TopicPartition as Partition
 from kafka import errors as native
 
 KNOWN = 1000  # header names that are kept as text
+LONGEST = 64  # bytes of one that is kept
+BITS = 63  # that a number may have behind its first byte
 
 
 class ProducerRecord(msgspec.Struct, gc=False):
@@ -45,6 +47,8 @@ class Record(msgspec.Struct, gc=False):
             count, pos = _number(tail, 0)
             for _ in range(count):
                 size, pos = (tail[pos] >> 1, pos + 1) if tail[pos] < 128 else _number(tail, pos)
+                if size < 0:
+                    break
                 name = names[tail[pos : (pos := pos + size)]]
                 size, pos = _number(tail, pos)
                 headers.append((name, None if size < 0 else tail[pos : (pos := pos + size)]))
@@ -65,9 +69,11 @@ def decode(data: bytes, pos: int, batch: Any, partition: Partition) -> list[Reco
     try:
         records, end = _records(data, pos, batch, partition)
     except IndexError as exc:
-        raise native.CorruptRecordError(f"{partition}: a batch ends within a record") from exc
+        raise native.CorruptRecordError(f"{partition}: the batch at {batch.base_offset} ends within a record") from exc
     if end != len(data):
-        raise native.CorruptRecordError(f"{partition}: a batch does not end with its last record")
+        raise native.CorruptRecordError(
+            f"{partition}: the batch at {batch.base_offset} does not end with its last record"
+        )
     return records
 
 
@@ -94,7 +100,12 @@ def _records(data: bytes, pos: int, batch: Any, partition: Partition) -> tuple[l
 
 
 def _number(data: bytes, pos: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends: seven bits in each byte, the lowest first, the sign in the last one."""
+    """
+    A number of variable length, and where it ends: seven bits in each byte, the lowest first, the sign in the last one.
+
+    Raises:
+        IndexError: It has no end.
+    """
     byte = data[pos]
     pos += 1
     if byte < 128:
@@ -104,6 +115,8 @@ def _number(data: bytes, pos: int) -> tuple[int, int]:
         number |= (byte & 127) << shift
         shift += 7
         pos += 1
+        if shift > BITS:
+            raise IndexError(pos)
     number |= byte << shift
     return number >> 1 ^ -(number & 1), pos + 1
 
@@ -113,7 +126,7 @@ class _Names(dict[bytes, str]):
 
     def __missing__(self, raw: bytes) -> str:
         name = raw.decode(errors="replace")
-        if len(self) < KNOWN:
+        if len(self) < KNOWN and len(raw) <= LONGEST:
             self[raw] = name
         return name
 

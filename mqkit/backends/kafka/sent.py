@@ -1,8 +1,8 @@
 """
 Sent: a record that the driver has, and how it gets there without a future of its own.
 
-The driver makes a future, a lock and two lists for each record, and answers each by itself; that is a fifth of what publishing
-costs. What has become of a batch says what has become of its records.
+The driver makes a future, a lock and two lists for each record, and answers each by itself; that is a quarter of what
+publishing costs. What has become of a batch says what has become of its records.
 
 Names of the driver used here: `RecordAccumulator._tp_lock` and `_batches`, `ProducerBatch.records`, `produce_future`,
 `max_record_size`, `last_append` and `_record_futures`, upon whose members it calls `rebind`.

@@ -11,6 +11,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
@@ -27,6 +29,7 @@ from kafka.admin import (
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
 from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
+from mqkit.native import KafkaPartition
 from mqkit.testing.brokers import Certificates, KafkaProcess
 from tests.kafka_server import KafkaHarness
 from tests.unit.waiting import until
@@ -309,6 +312,51 @@ class TestLosingTheServer:
     def test_a_lease_that_the_cluster_does_not_allow_is_a_wrong_url(self, secure: KafkaProcess) -> None:
         with Bus(f"{secure.url}?lease=0.5") as bus, pytest.raises(ConfigError, match="lease="):
             bus.subscription(words).receive(timeout=30.0)
+
+
+class TestDamage:
+    def test_a_batch_that_is_damaged_on_the_disk_holds_up_nothing_but_what_is_behind_it(
+        self, harness: KafkaHarness, kafka: KafkaProcess, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is said where it is, and read once it is whole again."""
+        halves = Queue("halves", str, partitions=2)
+        bus, seen = harness.bus(), list[str]()
+        bus.declare(halves)
+        for body in ("first", "damaged", "behind it"):
+            bus.publish(halves, body, native=KafkaPartition(0))
+        segment = kafka.folder / "data" / f"{harness.topic(halves)}-0" / "00000000000000000000.log"
+        bus.on(halves)(seen.append)
+
+        with _damaged(segment, b"damaged"), caplog.at_level(logging.WARNING, "mqkit"), bus.worker():
+            harness.wait(lambda: any(_names_the_batch(record, harness.topic(halves)) for record in caplog.records))
+            for number in range(20):
+                bus.publish(halves, f"other {number}", native=KafkaPartition(1))
+            harness.wait(lambda: len(seen) == 21, within=60.0)
+            assert sorted(seen) == sorted(["first", *(f"other {number}" for number in range(20))])
+        with bus.worker():
+            harness.wait(lambda: len(seen) == 23, within=60.0)
+
+        assert seen[21:] == ["damaged", "behind it"]
+
+
+@contextmanager
+def _damaged(file: Path, part: bytes) -> Iterator[None]:
+    whole = file.read_bytes()
+    place = whole.index(part)
+
+    def write(byte: int) -> None:
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            opened.write(bytes([byte]))
+
+    write(whole[place] ^ 1)
+    yield
+    write(whole[place])
+
+
+def _names_the_batch(record: logging.LogRecord, topic: str) -> bool:
+    error = record.__dict__.get("error", "")
+    return record.message == "consumer.unavailable" and "damaged" in error and topic in error and "offset 1 " in error
 
 
 class TestEndsOfPrograms:

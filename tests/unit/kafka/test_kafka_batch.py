@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections import deque
 from collections.abc import Iterator
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +18,12 @@ from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
+from kafka.structs import OffsetAndMetadata
 
 from mqkit.backends.kafka import batch as batches
+from mqkit.backends.kafka import record
 from mqkit.backends.kafka.batch import decoder, records_in
+from mqkit.backends.kafka.record import KNOWN, Record
 
 PLACE = Partition("orders", 3)
 GZIP, READ_COMMITTED = 1, 1
@@ -58,7 +64,7 @@ def batch_of(
 
 
 def ours(data: bytes, first: int = 0, **options: Any) -> list[Any]:
-    assert decoder() is not Fetcher.PartitionRecords, "the driver decodes"
+    assert issubclass(decoder(), batches._Whole), "the driver decodes"
     fetched = decoder()(first, PLACE, MemoryRecords(data), **options)
     records = records_in(fetched.take())
     assert not fetched, "not all was read"
@@ -123,6 +129,52 @@ def test_a_wrong_sum_is_an_error() -> None:
         ours(bytes(data))
 
 
+@pytest.mark.parametrize("ours_decodes", [True, False])
+def test_after_a_wrong_sum_the_driver_asks_again(monkeypatch: pytest.MonkeyPatch, ours_decodes: bool) -> None:
+    """It would go on for ever with what it has, which looks as if something were left in it."""
+    if not ours_decodes:
+        monkeypatch.delattr(DefaultRecordBatch, "_maybe_uncompress")
+    assert issubclass(decoder(), batches._Whole) == ours_decodes
+    monkeypatch.undo()
+    damaged = bytearray(batch_of([message(b"damaged")], base=1))
+    damaged[-1] ^= 1
+    data = MemoryRecords(batch_of([message(b"first")]) + damaged + batch_of([message(b"last")], base=2))
+    fetcher, state = fetcher_with(decoder()(0, PLACE, data))
+
+    fetched, _ = Fetcher.fetched_records(fetcher)
+    assert [record.value for record in records_in(fetched[PLACE])] == [b"first"]
+    with pytest.raises(CorruptRecordError, match="crc"):
+        Fetcher.fetched_records(fetcher)
+    assert not fetcher._next_partition_records
+    assert Fetcher.fetched_records(fetcher) == ({}, False)
+    assert state.position.offset == 1
+
+
+def fetcher_with(fetched: Any) -> tuple[Any, Any]:
+    """What a fetcher of the driver knows that has this in its hands, and its state of the partition."""
+    state = SimpleNamespace(position=OffsetAndMetadata(0, "", -1), highwater=None)
+    subscriptions = SimpleNamespace(
+        assignment={PLACE: state},
+        is_paused=lambda _: False,
+        is_assigned=lambda _: True,
+        is_fetchable=lambda _: True,
+        position=lambda _: state.position,
+        move_partition_to_end=lambda _: None,
+    )
+    fetcher = SimpleNamespace(
+        config={"max_poll_records": sys.maxsize},
+        _subscriptions=subscriptions,
+        _next_in_line_exception_metadata=None,
+        _paused_completed_fetches={},
+        _paused_partition_records={},
+        _completed_fetches=deque(),
+        _sensors=None,
+        _next_partition_records=fetched,
+    )
+    fetcher._append = MethodType(Fetcher._append, fetcher)
+    return fetcher, state
+
+
 @pytest.mark.parametrize("left", range(12))
 def test_a_batch_that_ends_too_early_is_an_error(left: int) -> None:
     """No part of it is taken: its records would be passed over."""
@@ -148,6 +200,37 @@ def test_headers_that_cannot_be_read_do_not_keep_the_message_back() -> None:
     assert record[6][0] == ("one", b"1")
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\xff\xff\xff\xff\x07\x00\x00\x85\x00",  # 2**30 headers, and the name of the second ends where it begins
+        b"\xff\xff\xff\xff\x07\x01\x00",  # a name of length -1
+        b"\x02" + b"\xff" * 1_000_000,  # a number that has no end
+    ],
+)
+def test_headers_that_lead_nowhere_have_an_end(tail: bytes) -> None:
+    assert len(Record("topic", 0, 0, 0, None, None, tail).headers) <= 1
+
+
+def test_only_names_of_usual_length_are_remembered() -> None:
+    names = record._Names()
+    for number in range(2 * KNOWN):
+        raw = b"%d" % number + b"long" * 1000 * (number % 2)
+        assert names[raw] == raw.decode()
+    assert len(names) == KNOWN
+    assert sum(map(len, names)) < 64 * KNOWN
+
+
+@pytest.mark.parametrize("name", ["append", "build"])
+def test_a_driver_that_builds_batches_in_another_way_decodes_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.delattr(DefaultRecordBatchBuilder, name)
+    with caplog.at_level(logging.WARNING, "mqkit"):
+        assert not issubclass(decoder(), batches._Whole)
+    assert [record.message for record in caplog.records].count("driver.changed") == 1
+
+
 def test_a_driver_built_in_another_way_decodes_itself(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,8 +243,8 @@ def test_a_driver_built_in_another_way_decodes_itself(
     monkeypatch.setattr(DefaultRecordBatch, "__iter__", iterate)
     monkeypatch.delattr(DefaultRecordBatch, "_maybe_uncompress")
     with caplog.at_level(logging.WARNING, "mqkit"):
-        assert decoder() is Fetcher.PartitionRecords
-        assert decoder() is Fetcher.PartitionRecords
+        assert not issubclass(decoder(), batches._Whole)
+        assert not issubclass(decoder(), batches._Whole)
     assert [record.message for record in caplog.records].count("driver.changed") == 1
     fetched = decoder()(0, PLACE, MemoryRecords(batch_of([message(b"body")])))
     assert [record.value for record in records_in(fetched.take())] == [b"body"]
