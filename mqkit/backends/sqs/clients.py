@@ -15,10 +15,10 @@ from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
-from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, forms
-from mqkit.backends.sqs.errors import GARBLED, translate
+from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, forms, is_wrapped
+from mqkit.backends.sqs.errors import GARBLED, garbled, translate
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
-from mqkit.errors import Lost
+from mqkit.errors import ConfigError, Lost
 
 Reply = Mapping[str, Any]
 
@@ -49,14 +49,24 @@ class Client:
             Lost: Nobody knows whether it had.
             Denied, NotFound, ConfigError, ...: It was refused.
         """
+        direct = None if is_wrapped() else self._direct.get(operation)
         try:
-            call = self._direct.get(operation) or getattr(self._native, operation)
-            reply: Reply = call(**arguments)
-        except (BotoCoreError, ClientError, ResponseParserError, OSError, *GARBLED) as exc:
+            reply = self._call_native(operation, arguments) if direct is None else direct(**arguments)
+        except (BotoCoreError, ClientError, ResponseParserError, OSError) as exc:
             raise translate(exc, self._endpoint, what) from exc
         # A page of a proxy is parsed into an answer that says nothing, which is not to be taken for a success.
         if REQUEST_ID not in reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}):
             raise Lost(f"{self._endpoint} is not answered by SQS; is there a proxy in between? ({what})")
+        return reply
+
+    def _call_native(self, operation: str, arguments: Mapping[str, Any]) -> Reply:
+        method = getattr(self._native, operation)
+        try:
+            reply: Reply = method(**arguments)
+        except BotoCoreError:
+            raise
+        except GARBLED as exc:
+            raise garbled(exc) from exc
         return reply
 
     @property
@@ -112,13 +122,15 @@ class Clients:
                 self._session.register_component("data_loader", _descriptions())
             try:
                 native = self._session.create_client(service, config=config, **self.endpoint.arguments())
-            except (BotoCoreError, ValueError) as exc:
+            except BotoCoreError as exc:
                 raise translate(exc, self.endpoint, f"a client of {service}") from exc
+            except ValueError as exc:
+                raise ConfigError(f"{self.endpoint} cannot be asked: {exc}; see AWS_ENDPOINT_URL") from exc
             direct: dict[str, Direct] = {}
             if service == "sqs" and not checked:
                 if self._forms is None:
                     self._forms = forms(native)
-                direct = {operation: Direct(native, form) for operation, form in self._forms.items()}
+                direct = {operation: Direct(native, operation, form) for operation, form in self._forms.items()}
         return Client(native, self.endpoint, direct)
 
     def after_fork(self) -> None:

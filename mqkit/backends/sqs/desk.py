@@ -56,7 +56,7 @@ class Desk:
             MessageSystemAttributeNames=_SYSTEM,
             MessageAttributeNames=["All"],
         )
-        return [Arrival(raw, wire.head_of(raw), until) for raw in reply.get("Messages") or ()]
+        return [Arrival(raw, wire.head_of(raw), until) for raw in reply.get("Messages", ())]
 
     def hop(self, arrivals: Sequence[Arrival], now: float, hop: int) -> None:
         """Those that are not due yet wait once more: copies of them, then the end of what has come."""

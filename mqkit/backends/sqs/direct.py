@@ -2,6 +2,9 @@
 The calls that carry messages, made of botocore's parts and without most of what it does for each of them.
 
 How they have to look is asked of botocore, once. Where its answer is new to us, its own client makes them.
+
+Private names of botocore used here: `_endpoint` of a client and its `http_session`, `_request_signer` and its
+`get_auth_instance`; those in `_WRAPPED` are only looked at.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 from botocore import UNSIGNED, auth, awsrequest, parsers
-from botocore.client import BaseClient
+from botocore.client import BaseClient, ClientCreator
 from botocore.credentials import Credentials
+from botocore.endpoint import Endpoint
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from mqkit.backends.sqs import replies
+from mqkit.backends.sqs.errors import GARBLED, garbled
 
 log = logging.getLogger("mqkit")
 
@@ -63,8 +70,18 @@ _SIGNED = ("X-Amz-Target", "Content-Type", "x-amzn-query-mode")
 _UNSIGNED = ("User-Agent", "amz-sdk-request")
 _ANEW = ("amz-sdk-invocation-id", "Content-Length")
 
+# By which tracers see calls: OpenTelemetry, X-Ray, Datadog, Elastic, New Relic and Sentry wrap one or two of these.
+_WRAPPED: tuple[tuple[type[Any], str], ...] = (
+    (BaseClient, "__init__"),
+    (BaseClient, "_make_api_call"),
+    (ClientCreator, "_create_api_method"),
+    (Endpoint, "make_request"),
+    (Endpoint, "prepare_request"),
+)
+
+_NOBODY = Credentials("key", "secret", "token").get_frozen_credentials()
+
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Form(NamedTuple):
@@ -76,6 +93,11 @@ class Form(NamedTuple):
     signed: Mapping[str, str]  # those under the signature, in lower case
     region: str
     service: str
+
+    @property
+    def operation(self) -> str:
+        """As AWS names it."""
+        return self.headers["X-Amz-Target"].rpartition(".")[2]
 
     def request(self, credentials: Any, body: bytes, stamp: str) -> Any:
         """
@@ -113,8 +135,9 @@ class Form(NamedTuple):
 class Direct:
     """One operation of one client, called and answered as the client's own method. Any thread."""
 
-    def __init__(self, native: Any, form: Form) -> None:
+    def __init__(self, native: Any, operation: str, form: Form) -> None:
         self._native = native
+        self._operation = operation
         self._form = form
         self._signer = native._request_signer
         self._session = native._endpoint.http_session
@@ -137,18 +160,32 @@ class Direct:
         reply: dict[str, Any] = {}
         if REQUEST_ID in answer.headers:
             try:
-                reply = _decode(answer.content)
-            except msgspec.MsgspecError as exc:
+                reply = replies.read(self._operation, answer.content or b"{}")
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
                 raise parsers.ResponseParserError(f"the answer cannot be read: {exc}") from exc
         reply["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
         return reply
 
     def _refusal(self, answer: Any) -> ClientError:
         whole = {"status_code": answer.status_code, "headers": answer.headers, "body": answer.content}
-        parsed = self._refusals.parse(whole, None)
+        try:
+            parsed = self._refusals.parse(whole, None)
+        except GARBLED as exc:
+            raise garbled(exc) from exc
         error = parsed.get("Error", {})
         kind: type[ClientError] = self._native.exceptions.from_code(error.get("QueryErrorCode") or error.get("Code"))
-        return kind(parsed, self._form.headers["X-Amz-Target"].rpartition(".")[2])
+        return kind(parsed, self._form.operation)
+
+
+def is_wrapped() -> bool:
+    """Has somebody put himself between botocore and its callers? His are all calls then."""
+    return not all(_is_own(*method) for method in _WRAPPED)
+
+
+def _is_own(kind: type[Any], name: str) -> bool:
+    method = kind.__dict__.get(name)
+    # botocore decorates some itself. A decorator may have taken over all else that says where a function comes from.
+    return isinstance(method, types.FunctionType) and method.__globals__["__name__"].startswith("botocore.")
 
 
 def forms(native: Any) -> dict[str, Form]:
@@ -158,8 +195,8 @@ def forms(native: Any) -> dict[str, Form]:
     Args:
         native: A client of SQS that nobody uses yet.
     """
-    # Lambda finds loops by a header that botocore makes anew for each call; tracers see calls by wrapping this method.
-    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ or not _is_own(BaseClient.__dict__.get("_make_api_call")):
+    # Lambda finds loops by a header that botocore makes anew for each call.
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ or is_wrapped():
         return {}
     try:
         found = {operation: _form(native, operation) for operation in _SAMPLES}
@@ -194,15 +231,14 @@ def _form(native: Any, operation: str) -> Form | None:
 
     headers = {header: _text(theirs.headers[header]) for header in (*_SIGNED, *_UNSIGNED)}
     request = awsrequest.AWSRequest("POST", theirs.url, {header: headers[header] for header in _SIGNED}, theirs.body)
-    nobody = Credentials("key", "secret", "token").get_frozen_credentials()
-    signer = auth.SigV4Auth(nobody, signing["signing_name"], signing["region_name"])
+    signer = auth.SigV4Auth(_NOBODY, signing["signing_name"], signing["region_name"])
     signed = dict(signer.headers_to_sign(request).items())
     form = Form(theirs.url, parts.path or "/", headers, signed, signing["region_name"], signing["signing_name"])
     signer.add_auth(request)
-    ours = form.request(nobody, theirs.body, request.headers["X-Amz-Date"])
+    ours = form.request(_NOBODY, theirs.body, request.headers["X-Amz-Date"])
     if ours.headers["Authorization"] != request.headers["Authorization"]:
         raise ValueError(f"{name} has another signature")
-    Direct(native, form).check()
+    Direct(native, operation, form).check()
     return form
 
 
@@ -241,10 +277,6 @@ def _asked(native: Any, operation: str, name: str, sample: Mapping[str, Any]) ->
 
 def _sending(name: str) -> str:
     return f"before-send.sqs.{name}"
-
-
-def _is_own(method: Any) -> bool:
-    return isinstance(method, types.FunctionType) and method.__module__ == BaseClient.__module__
 
 
 def _stamp() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from botocore import exceptions as native
+from botocore.parsers import ResponseParserError
 
 from mqkit.errors import (
     ConfigError,
@@ -19,8 +20,8 @@ from mqkit.errors import (
     Unencodable,
 )
 
-# What botocore's parsers stumble with over an answer that is none of AWS.
-GARBLED = (AttributeError, KeyError, TypeError, ValueError)
+# What botocore's parsers stumble with over an answer that is none of AWS, see `garbled`.
+GARBLED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 # `Unavailable`: the call had no effect. `Lost`: nobody knows. The first match counts, so subclasses stand above their bases.
 ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
@@ -45,7 +46,7 @@ ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (native.InvalidRegionError, ConfigError, "knows no such region"),
     (native.ParamValidationError, ConfigError, "takes no such arguments"),
     (native.BotoCoreError, Lost, "has a problem"),
-    *((kind, Lost, "answered with something that is no answer of AWS") for kind in GARBLED),
+    (ResponseParserError, Lost, "answered with something that is no answer of AWS"),
     (OSError, Lost, "broke the connection"),
 )
 
@@ -109,6 +110,10 @@ STALE = (
     "does not exist or is not available for visibility timeout change",
     "Total VisibilityTimeout for the message is beyond the limit",
 )
+
+
+def garbled(exc: Exception) -> ResponseParserError:
+    return ResponseParserError(f"{type(exc).__name__}: {exc}")
 
 
 def translate(exc: BaseException, endpoint: object, what: str) -> MqkitError:

@@ -129,12 +129,12 @@ class Sender:
 def answers(reply: Reply, count: int, endpoint: object, what: str) -> Answers:
     """Of a batch whose entries were numbered: one that is in neither list is unknown."""
     unknown = Lost(f"{endpoint} has not said what became of it ({what})")
-    found: list[MqkitError | None] = [unknown] * count
-    for entry in reply.get("Successful") or ():
-        found[int(entry["Id"])] = None
-    for entry in reply.get("Failed") or ():
-        found[int(entry["Id"])] = of_code(entry.get("Code", ""), entry.get("Message", ""), endpoint, what)
-    return found
+    found: dict[str, MqkitError | None] = {str(number): unknown for number in range(count)}
+    for entry in reply.get("Successful", ()):
+        found[entry["Id"]] = None
+    for entry in reply.get("Failed", ()):
+        found[entry["Id"]] = of_code(entry.get("Code", ""), entry.get("Message", ""), endpoint, what)
+    return list(found.values())[:count]
 
 
 def _queue_entry(number: int, letter: Letter) -> dict[str, Any]:

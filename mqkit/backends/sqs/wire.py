@@ -92,7 +92,7 @@ def pack(message: Outgoing, now: float, *, hop: int) -> Packed:
 
 def repack(raw: Mapping[str, Any]) -> Packed:
     """A message as it was received, to be sent on."""
-    attributes = {name: value["StringValue"] for name, value in (raw.get("MessageAttributes") or {}).items()}
+    attributes = {name: value["StringValue"] for name, value in raw.get("MessageAttributes", {}).items()}
     return _packed(raw["Body"], attributes)
 
 
@@ -131,7 +131,7 @@ def deduplication_id(message: Outgoing) -> str:
 
 def head_of(raw: Mapping[str, Any]) -> Head | None:
     """None where a foreign client sent it, or something unreadable."""
-    text = (raw.get("MessageAttributes") or {}).get(OURS, {}).get("StringValue")
+    text = raw.get("MessageAttributes", {}).get(OURS, {}).get("StringValue")
     if text is None:
         return None
     try:
@@ -146,8 +146,8 @@ def received(address: Address, queue: str, raw: Mapping[str, Any], head: Head | 
         raw: The message as boto3 returns it.
         lease_until: By `time.monotonic`.
     """
-    system: Mapping[str, str] = raw.get("Attributes") or {}
-    attributes: Mapping[str, Any] = raw.get("MessageAttributes") or {}
+    system: Mapping[str, str] = raw.get("Attributes", {})
+    attributes: Mapping[str, Any] = raw.get("MessageAttributes", {})
     native = Native(queue, raw["MessageId"], raw["ReceiptHandle"], system, attributes)
     headers = {
         name: value["StringValue"] for name, value in attributes.items() if name != OURS and "StringValue" in value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import ssl
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,9 +103,12 @@ def test_answers_are_those_of_botocore(harness: SqsHarness) -> None:
             {
                 "Id": str(place),
                 "MessageBody": body,
-                "MessageAttributes": {"name": {"DataType": "String", "StringValue": body}},
+                "MessageAttributes": {
+                    "name": {"DataType": "String", "StringValue": body},
+                    "octets": {"DataType": "Binary", "BinaryValue": b"\x00\xff" + body.encode()},
+                },
             }
-            for place, body in enumerate(["plain", 'quoted "\\" \t\r\n', "\u00e4 \u2028 \U0001f600 <&>", "x" * 100_000])
+            for place, body in enumerate(["plain", 'quoted "\\" \t\r\n', "\u00e4 \u2028 \U0001f600 <&>", "x" * 60_000])
         ]
         sent = client.call("send_message_batch", "", QueueUrl=url, Entries=entries)
         received = client.call(
@@ -129,37 +133,65 @@ def test_answers_are_those_of_botocore(harness: SqsHarness) -> None:
         deleted = client.call("delete_message_batch", "", QueueUrl=url, Entries=[*receipts, wrong])
         nothing = client.call("receive_message", "", QueueUrl=url)
         answers.append([_settled(each) for each in (sent, received, hidden, deleted, nothing)])
-        assert received["Messages"][3]["Body"] == "x" * 100_000
+        last = received["Messages"][3]
+        assert last["Body"] == "x" * 60_000
+        assert last["MessageAttributes"]["octets"]["BinaryValue"] == b"\x00\xff" + b"x" * 60_000
 
     assert answers[0] == answers[1]
 
 
 def _settled(reply: Any) -> Any:
-    """Without what differs from call to call."""
+    """Without what differs from call to call, and what mqkit does not read."""
     if isinstance(reply, list):
         return [_settled(each) for each in reply]
     if not isinstance(reply, dict):
         return reply
-    anew = {"ResponseMetadata", "MessageId", "ReceiptHandle"}
-    return {name: type(value) if name in anew else _settled(value) for name, value in reply.items()}
+    anew = {"ResponseMetadata", "ReceiptHandle", "MessageId"}
+    unread = {"MD5OfBody", "MD5OfMessageBody", "MD5OfMessageAttributes", "SenderFault"}
+    if "Id" in reply:  # one of what was sent or settled
+        unread.add("MessageId")
+    return {
+        name: type(value) if name in anew else _settled(value) for name, value in reply.items() if name not in unread
+    }
 
 
 def test_what_is_null_in_an_answer_is_not_there() -> None:
-    body = b"""{"Successful": null, "Failed": null, "New": 1, "Messages": [
-        {"MessageId": "1", "ReceiptHandle": "2", "Body": "word", "Attributes": null, "MessageAttributes": null}]}"""
+    body = b"""{"Successful": null, "New": 1,
+        "Failed": [{"Id": "0", "Code": null, "Message": null}, {"Id": "1", "Code": "InternalError", "Message": null}],
+        "Messages": [
+            {"MessageId": "1", "ReceiptHandle": "2", "Body": "word", "Attributes": null, "MessageAttributes": null},
+            {"MessageId": "3", "ReceiptHandle": "4", "Body": "word", "Attributes": {},
+             "MessageAttributes": {"x": {"DataType": "Binary", "StringValue": null, "BinaryValue": "AP8="}}}
+        ]}"""
     server = Refusing(status=200, body=body, headers=KNOWN)
     try:
         for client in both(at(server.port)):
             route = Route("queue", "http://127.0.0.1/1/words", "words")
             desk = Desk(route, client, client, Sender(client, pytest.fail), 30)
 
-            [arrival] = desk.poll(10, 0)
-            [unknown] = desk.delete(["2"])
+            arrivals = desk.poll(10, 0)
+            errors = desk.delete(["2", "3", "4"])
 
-            received = wire.received(Address("queue", "words"), "words", arrival.raw, arrival.head, arrival.until)
-            assert (received.id, received.body, received.headers, received.key) == ("1", b"word", {}, None)
-            assert wire.repack(arrival.raw) == ("word", {}, 4)
-            assert isinstance(unknown, Lost)
+            one, other = (
+                wire.received(Address("queue", "words"), "words", arrival.raw, arrival.head, arrival.until)
+                for arrival in arrivals
+            )
+            assert (one.id, one.body, one.headers, one.key) == ("1", b"word", {}, None)
+            assert (other.id, other.lost, other.headers) == ("3", 0, {})
+            assert other.native.message_attributes == {"x": {"DataType": "Binary", "BinaryValue": b"\x00\xff"}}
+            assert wire.repack(arrivals[0].raw) == ("word", {}, 4)
+            assert [type(error) for error in errors] == [Lost] * 3
+    finally:
+        server.close()
+
+
+def test_an_empty_answer_of_aws_has_no_messages() -> None:
+    server = Refusing(status=200, body=b"", headers=KNOWN)
+    try:
+        for client in both(at(server.port)):
+            assert client.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words").keys() == {
+                "ResponseMetadata"
+            }
     finally:
         server.close()
 
@@ -213,13 +245,46 @@ def test_a_refusal_and_what_is_none_of_aws(
     assert isinstance(error, expected)
 
 
-@pytest.mark.parametrize("body", [b'{"Successful": [', b"[]", b"\xff", b'"text"'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"Successful": [',
+        b"[]",
+        b"\xff",
+        b'"text"',
+        b'{"Successful": "0"}',
+        b'{"Successful": [{}]}',
+        b'{"Failed": {"Id": "0"}}',
+        b'{"Failed": [{"Id": 0}]}',
+        b'{"Successful": [{"Id": "\xff"}]}',
+        b'{"New": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
 def test_an_answer_of_aws_that_cannot_be_read_says_nothing(body: bytes) -> None:
     server = Refusing(200, body, headers=KNOWN)
     try:
         direct, _ = both(at(server.port))
         with pytest.raises(Lost, match="cannot be read"):
             direct.call("send_message_batch", "", QueueUrl="http://127.0.0.1/1/words", **CALLS["send_message_batch"])
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"MessageId": "1", "ReceiptHandle": "2"}',
+        b'{"MessageId": "1", "ReceiptHandle": "2", "Body": 3}',
+        b'{"MessageId": "1", "ReceiptHandle": "2", "Body": "", "MessageAttributes": []}',
+        b'{"MessageId": "1", "ReceiptHandle": "2", "Body": "", "MessageAttributes": {"x": {"BinaryValue": "A"}}}',
+    ],
+)
+def test_messages_that_cannot_be_read_are_not_guessed(message: bytes) -> None:
+    server = Refusing(200, b'{"Messages": [' + message + b"]}", headers=KNOWN)
+    try:
+        direct, _ = both(at(server.port))
+        with pytest.raises(Lost, match="cannot be read"):
+            direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
     finally:
         server.close()
 
@@ -392,13 +457,23 @@ def test_messages_come_round_where_a_part_of_botocore_is_missing(
     assert all("SigV4Auth" in error for error in errors)
 
 
-def test_nothing_of_a_call_is_shown(harness: SqsHarness, caplog: pytest.LogCaptureFixture) -> None:
-    url = aws_client("sqs", harness.url).create_queue(QueueName=harness.unique("quiet"))["QueueUrl"]
-    with caplog.at_level(logging.DEBUG):
-        direct, _ = both(harness.url)
-        logging.getLogger("botocore").setLevel(logging.WARNING)
-        direct.call("send_message_batch", "", QueueUrl=url, Entries=[{"Id": "0", "MessageBody": "a-body"}])
+def test_nothing_of_a_call_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """In no log, no error and no representation: neither bodies nor what signs."""
+    server, text = Refusing(403), "b" * 40
+    try:
+        with caplog.at_level(logging.DEBUG):
+            direct, _ = both(at(server.port))
+            logging.getLogger("botocore").setLevel(logging.WARNING)
+            with pytest.raises(Denied) as caught:
+                direct.call("send_message_batch", "", QueueUrl="x", Entries=[{"Id": "0", "MessageBody": text}])
+    finally:
+        server.close()
 
-    shown = [record.getMessage() for record in caplog.records if record.name.startswith(("mqkit", "boto"))]
-    assert not [text for text in shown if "a-body" in text or "Signature" in text]
-    assert "hidden" not in repr(direct._direct["receive_message"])
+    [(headers, body)] = server.asked
+    signature = headers["Authorization"].partition("Signature=")[2]
+    assert text.encode() in body
+    assert len(signature) == 64
+    said = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    call = direct._direct["send_message_batch"]
+    shown = repr([said, traceback.format_exception(caught.value), call, call._form, direct])
+    assert not [secret for secret in (text, "hidden-secret", signature) if secret in shown]

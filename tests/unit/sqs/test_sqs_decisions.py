@@ -257,6 +257,13 @@ def test_an_entry_that_is_in_neither_list_is_unknown() -> None:
     assert [type(error) for error in found] == [Lost, type(None), Lost]
 
 
+@pytest.mark.parametrize("stranger", ["3", "-1", "", "01", "x"])
+def test_an_answer_about_what_was_not_asked_says_nothing_of_what_was(stranger: str) -> None:
+    found = answers({"Successful": [{"Id": stranger}], "Failed": [{"Id": stranger, "Code": "x"}]}, 3, "SQS", "sending")
+
+    assert [type(error) for error in found] == [Lost] * 3
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import botocore.client
+import botocore.endpoint
 import pytest
 from botocore import UNSIGNED, auth, parsers
 from botocore.config import Config
 from botocore.session import Session
 
+from mqkit import Bus
+from mqkit._url import Url, parse_options
 from mqkit.backends.sqs import direct
+from mqkit.backends.sqs.clients import Clients
 from mqkit.backends.sqs.direct import Form, forms
+from mqkit.backends.sqs.options import Endpoint, SqsOptions
+from mqkit.errors import ConfigError, Unavailable
 
 QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/words"
 CALLS: dict[str, dict[str, Any]] = {
@@ -128,16 +135,6 @@ def _in_lambda(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
     return native
 
 
-def _traced(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
-    original = botocore.client.BaseClient._make_api_call
-
-    def traced(*arguments: Any, **named: Any) -> Any:
-        return original(*arguments, **named)
-
-    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", traced)
-    return native
-
-
 def _listened_to(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
     native.meta.events.register("before-send", lambda **_: None)
     return native
@@ -147,7 +144,16 @@ def _unsigned(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
     return client(config=Config(signature_version=UNSIGNED))
 
 
-@pytest.mark.parametrize("chosen", [_in_lambda, _traced, _listened_to, _unsigned])
+def _unsigned(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
+    return client(config=Config(signature_version=UNSIGNED))
+
+
+def _listened_to_by_somebody_who_expects_more(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
+    native.meta.events.register("before-send", lambda request, **_: json.loads(request.body)["QueueUrl"])
+    return native
+
+
+@pytest.mark.parametrize("chosen", [_in_lambda, _listened_to, _unsigned])
 def test_where_a_user_has_chosen_otherwise_calls_are_left_to_botocore_without_a_word(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, chosen: Callable[..., Any]
 ) -> None:
@@ -156,6 +162,76 @@ def test_where_a_user_has_chosen_otherwise_calls_are_left_to_botocore_without_a_
     with caplog.at_level(logging.INFO, "mqkit"):
         assert forms(native) == {}
     assert "driver.changed" not in [record.message for record in caplog.records]
+
+
+WRAPPED = [
+    (botocore.client.BaseClient, "__init__"),  # Sentry
+    (botocore.client.BaseClient, "_make_api_call"),  # OpenTelemetry, Datadog, X-Ray, Elastic
+    (botocore.client.ClientCreator, "_create_api_method"),  # New Relic
+    (botocore.endpoint.Endpoint, "make_request"),
+    (botocore.endpoint.Endpoint, "prepare_request"),  # OpenTelemetry, X-Ray
+]
+
+
+def wrap(monkeypatch: pytest.MonkeyPatch, kind: type[Any], name: str, seen: list[str]) -> None:
+    """As tracers do, who take over names and documentation of what they wrap."""
+    original = kind.__dict__[name]
+
+    @functools.wraps(original)
+    def traced(self: Any, *arguments: Any, **named: Any) -> Any:
+        seen.append(name)
+        if name != "__init__":
+            return original(self, *arguments, **named)
+        original(self, *arguments, **named)
+        self.meta.events.register("request-created", lambda **_: seen.append("request"))
+        return None
+
+    monkeypatch.setattr(kind, name, traced)
+
+
+def clients() -> Clients:
+    url = Url.parse("sqs://key:secret@127.0.0.1:9/?region=eu-central-1&tls=false&timeout=1")
+    options = parse_options(SqsOptions, url)
+    return Clients(Endpoint.of(url, options), options)
+
+
+@pytest.mark.parametrize(("kind", "name"), WRAPPED)
+def test_who_wraps_calls_of_botocore_sees_them_all_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[Any], name: str
+) -> None:
+    seen: list[str] = []
+    wrap(monkeypatch, kind, name, seen)
+    with caplog.at_level(logging.INFO, "mqkit"):
+        made = clients().make("sqs", connections=1)
+    assert "request" not in seen
+    assert "driver.changed" not in [record.message for record in caplog.records]
+
+    seen.clear()
+    with pytest.raises(Unavailable):
+        made.call("receive_message", "", QueueUrl=QUEUE)
+    assert seen or name == "_create_api_method"  # which is called when a client is made
+    assert not made._direct
+
+
+@pytest.mark.parametrize("name", ["_make_api_call", "make_request", "prepare_request"])
+def test_who_wraps_them_later_does_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    [kind] = [kind for kind, method in WRAPPED if method == name]
+    made = clients().make("sqs", connections=1)
+    assert made._direct.keys() == CALLS.keys()
+    seen: list[str] = []
+    wrap(monkeypatch, kind, name, seen)
+
+    with pytest.raises(Unavailable):
+        made.call("receive_message", "", QueueUrl=QUEUE)
+    assert seen == [name]
+
+
+def test_what_we_do_wrong_is_no_answer_of_aws() -> None:
+    made = clients().make("sqs", connections=1)
+    with pytest.raises(TypeError):
+        made.call("send_message_batch", "", QueueUrl=QUEUE, Entries=[{"Id": "0", "DelaySeconds": object()}])
+    with pytest.raises(AttributeError):
+        made.call("send_mesage_batch", "", QueueUrl=QUEUE, Entries=[])
 
 
 def _without_its_session(monkeypatch: pytest.MonkeyPatch, native: Any) -> None:
@@ -210,3 +286,11 @@ def test_where_botocore_has_changed_calls_are_left_to_it_and_that_is_logged_once
     [record] = [record for record in caplog.records if record.message == "driver.changed"]
     assert record.levelname == "WARNING"
     assert "wJalr" not in str(vars(record))
+
+
+def test_an_address_of_the_environment_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "nonsense")
+    bus = Bus("sqs://?region=eu-central-1")
+
+    with pytest.raises(ConfigError, match="Invalid endpoint: nonsense; see AWS_ENDPOINT_URL"):
+        bus.open(timeout=30.0)
