@@ -184,8 +184,8 @@ def is_wrapped() -> bool:
 
 def _is_own(kind: type[Any], name: str) -> bool:
     method = kind.__dict__.get(name)
-    # botocore decorates some itself. A decorator may have taken over all else that says where a function comes from.
-    return isinstance(method, types.FunctionType) and method.__globals__["__name__"].startswith("botocore.")
+    # botocore decorates some itself. What wraps one may have taken over its name and module, or even pretend to be a function.
+    return type(method) is types.FunctionType and method.__globals__["__name__"].startswith("botocore.")
 
 
 def forms(native: Any) -> dict[str, Form]:

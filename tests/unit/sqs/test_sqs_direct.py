@@ -19,7 +19,7 @@ from mqkit import Bus
 from mqkit._url import Url, parse_options
 from mqkit.backends.sqs import direct
 from mqkit.backends.sqs.clients import Clients
-from mqkit.backends.sqs.direct import Form, forms
+from mqkit.backends.sqs.direct import Form, forms, is_wrapped
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.errors import ConfigError, Unavailable
 
@@ -187,6 +187,36 @@ def wrap(monkeypatch: pytest.MonkeyPatch, kind: type[Any], name: str, seen: list
         return None
 
     monkeypatch.setattr(kind, name, traced)
+
+
+class Pretender:
+    """Says of itself what the function says that it wraps, as proxies of wrapt do."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_wrapped"), name)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return functools.partial(self, instance)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return object.__getattribute__(self, "_wrapped")(*arguments, **named)
+
+
+@pytest.mark.parametrize(("kind", "name"), WRAPPED)
+def test_what_pretends_to_be_a_method_of_botocore_is_none(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Any], name: str
+) -> None:
+    original = kind.__dict__[name]
+    assert isinstance(Pretender(original), type(original))
+    assert not is_wrapped()
+
+    monkeypatch.setattr(kind, name, Pretender(original))
+
+    assert is_wrapped()
+    assert clients().make("sqs", connections=1)._direct == {}
 
 
 def clients() -> Clients:
