@@ -338,6 +338,28 @@ class TestDamage:
 
         assert seen[21:] == ["damaged", "behind it"]
 
+    def test_one_of_delayed_messages_holds_up_those_of_its_lane_only(
+        self, harness: KafkaHarness, kafka: KafkaProcess, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bus, seen = harness.bus(), list[str]()
+        bus.declare(words)
+        for body in ("first", "damaged", "behind it"):
+            bus.publish(words, body, delay=0.2)
+        segment = kafka.folder / "data" / f"{harness.first_lane}-0" / "00000000000000000000.log"
+        bus.on(words)(seen.append)
+
+        with _damaged(segment, b"damaged"), caplog.at_level(logging.WARNING, "mqkit"), bus.worker():
+            harness.wait(lambda: any(record.message == "delayed.unavailable" for record in caplog.records))
+            bus.publish(words, "in another lane", delay=3.0)
+            harness.wait(lambda: len(seen) == 2, within=60.0)
+            assert seen == ["first", "in another lane"]
+        with bus.worker():
+            harness.wait(lambda: len(seen) == 4, within=60.0)
+
+        assert sorted(seen[2:]) == ["behind it", "damaged"]
+        [error] = {record.__dict__["error"] for record in caplog.records if record.message == "delayed.unavailable"}
+        assert harness.first_lane in error
+
 
 @contextmanager
 def _damaged(file: Path, part: bytes) -> Iterator[None]:
