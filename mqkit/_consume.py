@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -31,6 +31,7 @@ from mqkit.verdicts import Reject
 log = logging.getLogger("mqkit")
 
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
+QUIET = 60.0  # seconds for which a failure that goes on is not logged once more
 COPIES = 1.5  # seconds a stop waits beyond its grace for copies that are with the broker
 
 
@@ -225,8 +226,7 @@ class ConsumePump:
                     self._hand.clear()
                     self._endings.clear()
                     self._receiver = None
-                    with contextlib.suppress(MqkitError):  # it may be what has just failed
-                        receiver.close()
+                    self._close(receiver)
             if self._stopping.is_set():
                 break
             if time.monotonic() - began > RESTART[1]:
@@ -237,6 +237,15 @@ class ConsumePump:
         self.running.set()
         if self._crew is not None:
             self._crew.stop()
+
+    def _close(self, receiver: Receiver) -> None:
+        """It may be what has just failed."""
+        try:
+            receiver.close()
+        except MqkitError:
+            pass
+        except Exception:
+            log.exception("consumer.close_failed", extra={"source": self.settings.name})
 
     def _open(self) -> Receiver:
         # What this process knew to exist may be what the broker has just lost: ask again, every time.
@@ -252,7 +261,7 @@ class ConsumePump:
     def _serve(self, receiver: Receiver) -> None:
         crew, hand, endings = self._crew, self._hand, self._endings
         assert crew is not None
-        trouble = RESTART[0]
+        trouble, said = RESTART[0], -math.inf
         while True:
             self._armed = False
             # Read before draining: whoever settled and then stopped us must find it carried out.
@@ -278,9 +287,12 @@ class ConsumePump:
                 if not exc.retryable:
                     raise
                 self.state = f"failed: {exc}"
-                if trouble == RESTART[0]:
+                if asked - said > QUIET:
+                    said = asked
                     log.warning("consumer.unavailable", extra={"source": self.settings.name, "error": str(exc)})
-                self._stopping.wait(trouble)
+                # What it holds it keeps only if it is heard of.
+                longest = RESTART[1] if self._can.lease is None else min(RESTART[1], self._can.lease / 4)
+                self._stopping.wait(min(trouble, longest))
                 trouble = min(RESTART[1], trouble * 2)
                 continue
             if trouble != RESTART[0] or self.state != "running":

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
-from mqkit.backends.kafka.names import LANES, Names
+from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.destinations import Destination
 from mqkit.message import Message
 from mqkit.native import KafkaPartition, KafkaTopic
@@ -51,10 +51,9 @@ class KafkaHarness(Harness):
         producer.send(topic, body, headers=texts).get(10)
         producer.close()
 
-    @property
-    def first_lane(self) -> str:
-        """The topic in which what is almost due waits."""
-        return self._kafka_names.lane(LANES[0])
+    def lane(self, delay: float) -> str:
+        """The topic in which what is delayed so long waits first."""
+        return self._kafka_names.lane(lane_for(delay))
 
     def read_native(self, destination: Destination[Any]) -> list[bytes]:
         return [record.value for record in self.records(self._kafka_names.topic(destination.address))]
@@ -62,6 +61,9 @@ class KafkaHarness(Harness):
     def topic(self, destination: Destination[Any]) -> str:
         """As other clients name it."""
         return self._kafka_names.topic(destination.address)
+
+    def topic_of_the_dead(self, destination: Destination[Any]) -> str:
+        return self._kafka_names.topic(destination.address.dead_letters)
 
     def records(self, topic: str) -> list[Any]:
         """What is in a topic of Kafka, as other clients read it."""

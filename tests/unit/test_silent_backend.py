@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from mqkit import Bus, Delivery, Queue, _gate
 from mqkit.backends.base import Turn
 from mqkit.backends.memory import MemoryReceiver
+from mqkit.errors import Lost, Unavailable
 
 numbers = Queue("numbers", int)
 LEASE = 0.2
@@ -99,3 +101,53 @@ def test_a_stop_meanwhile_starts_nothing_either(bus: Bus, answering: threading.E
     assert handled == [(0, 1, True)]
     with bus.subscription(numbers) as messages:
         assert len(messages.receive(max=10, timeout=2.0)) == 4
+
+
+def test_one_that_cannot_serve_is_asked_again_within_a_lease_and_that_is_logged_once(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A consumer that is not heard of for a lease loses what it holds. Now and then it is served in between."""
+    asked = 0
+
+    def unable(self: MemoryReceiver, room: int, timeout: float) -> Turn:
+        nonlocal asked
+        asked += 1
+        if asked % 10:
+            raise Unavailable("a part of it is out of order")
+        return Turn()
+
+    monkeypatch.setattr(MemoryReceiver, "receive", unable)
+    bus.on(numbers)(lambda _: None)
+
+    with caplog.at_level(logging.WARNING, "mqkit"), bus.worker():
+        until(lambda: asked > 60)
+
+    [said] = [record for record in caplog.records if record.message == "consumer.unavailable"]
+    assert vars(said)["error"] == "a part of it is out of order"
+
+
+def test_one_that_fails_to_close_is_opened_again(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    receive, close, seen, broken = MemoryReceiver.receive, MemoryReceiver.close, list[int](), [True]
+
+    def lost(self: MemoryReceiver, room: int, timeout: float) -> Turn:
+        if broken:
+            raise Lost("gone")
+        return receive(self, room, timeout)
+
+    def failing(self: MemoryReceiver) -> None:
+        close(self)
+        if broken:
+            broken.clear()
+            raise KeyError("of a driver")
+
+    monkeypatch.setattr(MemoryReceiver, "receive", lost)
+    monkeypatch.setattr(MemoryReceiver, "close", failing)
+    bus.on(numbers)(seen.append)
+
+    with caplog.at_level(logging.WARNING, "mqkit"), bus.worker():
+        bus.publish(numbers, 1)
+        until(lambda: seen == [1])
+
+    assert "consumer.close_failed" in [record.message for record in caplog.records]

@@ -15,9 +15,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from kafka import TopicPartition as Partition
+from kafka import errors as native
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
@@ -25,6 +26,15 @@ from kafka.record.memory_records import MemoryRecords
 from mqkit.backends.kafka.record import Record, decode
 
 log = logging.getLogger("mqkit")
+
+
+class Damage:
+    """Comes last of what was fetched of a partition, and means: what is next cannot be read."""
+
+    value: ClassVar[list[Any]] = []  # as of a batch, see `records_in`
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def records_in(fetched: Iterable[Any]) -> list[Any]:
@@ -53,7 +63,7 @@ def _understood() -> bool:
             builder.append(offset, 1_700_000_000_000 - offset, key, value, [("name", value), ("empty", b"")] * offset)
         data, place = bytes(builder.build()), Partition("topic", 1)
         theirs = Fetcher.PartitionRecords(1, place, MemoryRecords(data)).take()
-        ours: list[Record] = records_in(_Whole(1, place, MemoryRecords(data)).take())
+        ours: list[Record] = records_in(Fetcher.PartitionRecords.take(_Whole(1, place, MemoryRecords(data))))
         if ours and list(map(_content, ours)) == list(map(_content, theirs)):
             return True
     except Exception as exc:  # noqa: BLE001  whatever has become of the names we use
@@ -67,18 +77,20 @@ def _content(record: Any) -> tuple[Any, ...]:
 
 
 class _Fetched(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """What one fetch has brought of one partition."""
+    """What one fetch has brought of one partition. The position stays before what cannot be read."""
 
     def take(self, n: int | None = None) -> Any:
         try:
             return super().take(n)
-        except Exception:
+        except Exception as exc:
             self.drain()  # else the fetcher turns round it for ever: nothing comes out of it, and it does not look empty
-            raise
+            if isinstance(exc, native.KafkaError) and not isinstance(exc, native.CorruptRecordError):
+                raise  # it is this process that cannot read it
+            return [Damage(exc)]
 
 
 class _Whole(_Fetched):
-    """... batch by batch."""
+    """What one fetch has brought of one partition, batch by batch."""
 
     def __init__(self, offset: int, partition: Partition, records: Any, *arguments: Any, **named: Any) -> None:
         super().__init__(offset, partition, _Batches(records, partition, offset), *arguments, **named)

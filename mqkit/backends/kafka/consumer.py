@@ -8,17 +8,19 @@ Private names of the driver that mqkit uses for consuming are here, in `member.p
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer
 from kafka import TopicPartition as Partition
 from kafka import errors as native
 
-from mqkit.backends.kafka.batch import decoder, records_in
+from mqkit.backends.kafka.batch import Damage, decoder, records_in
 from mqkit.backends.kafka.errors import translate
 from mqkit.backends.kafka.network import Client, learn
 from mqkit.backends.kafka.options import Cluster
@@ -28,7 +30,9 @@ from mqkit.errors import Closed, Lost, MqkitError, Unavailable
 FETCH_WAIT = 0.1  # seconds a broker may keep a fetch that finds nothing, which keeps others waiting too
 ALL = sys.maxsize  # records of one poll: taking only a part of a fetch can stall its partition
 FAREWELL = 2.0  # seconds a polite close may take
+REPAIR = 30.0  # seconds until a batch that cannot be read is asked for again
 
+log = logging.getLogger("mqkit")
 
 # What means that others have our partitions, or will.
 LEFT_OUT = (native.IllegalGenerationError, native.UnknownMemberIdError, native.RebalanceInProgressError)
@@ -45,6 +49,8 @@ class Consumer:
         self._pid = os.getpid()
         self._event = threading.Event()
         self._woken = False
+        self._paused: set[Partition] = set()
+        self._damaged: dict[Partition, float] = {}  # those that wait for repair, and until when
         probe(cluster)
         try:
             self.driver = KafkaConsumer(
@@ -79,13 +85,21 @@ class Consumer:
         return {topic: sorted(its) for topic in topics if (its := metadata.partitions_for_topic(topic))}
 
     def fetch(self, timeout: float = 0.0) -> dict[Partition, list[Any]]:
-        """What has arrived; waits for something if it is told to."""
+        """
+        What has arrived; waits for something if it is told to.
+
+        A batch that cannot be read is logged, and holds up what is behind it in its partition only.
+        """
         self._check_usable()
+        self._ask_again()
         try:
             fetched = self.driver.poll(round(timeout * 1000))
         except (native.KafkaError, RuntimeError) as exc:
             raise self.failure(exc) from exc
-        return {partition: records_in(its) for partition, its in fetched.items()}
+        for partition, its in fetched.items():
+            if isinstance(its[-1], Damage):
+                self._hold_back(partition, its[-1].error)
+        return {partition: records for partition, its in fetched.items() if (records := records_in(its))}
 
     def wait(self, timeout: float) -> bool:
         """Until something arrives or happens, `wake` is called, or the time is over. Was it called?"""
@@ -107,23 +121,44 @@ class Consumer:
 
     def begin(self, partition: Partition, offset: int) -> None:
         """Fetch from here on."""
+        self._paused.discard(partition)
+        self._damaged.pop(partition, None)
         self.driver.seek(partition, offset)
+        self.driver.resume(partition)
 
     def position(self, partition: Partition) -> int | None:
         """From where the next records will come, if that is known."""
         state = self.driver._subscription.assignment.get(partition)
         return None if state is None or state.position is None else int(state.position.offset)
 
-    def pause(self, partitions: Iterable[Partition]) -> None:
+    def pause(self, partitions: Collection[Partition]) -> None:
+        self._paused.update(partitions)
         self.driver.pause(*partitions)
 
-    def resume(self, partitions: Iterable[Partition]) -> None:
-        self.driver.resume(*partitions)
+    def resume(self, partitions: Collection[Partition]) -> None:
+        self._paused.difference_update(partitions)
+        self.driver.resume(*(partition for partition in partitions if partition not in self._damaged))
 
     def close(self) -> None:
         if os.getpid() == self._pid:
             with contextlib.suppress(Exception):  # a farewell that fails is none of our business
                 self.driver.close(autocommit=False, timeout_ms=round(FAREWELL * 1000))
+
+    def _hold_back(self, partition: Partition, error: Exception) -> None:
+        where = {"topic": partition.topic, "partition": partition.partition, "offset": self.position(partition)}
+        log.error("batch.damaged", extra={**where, "error": f"{type(error).__name__}: {error}"})
+        self._damaged[partition] = time.monotonic() + REPAIR
+        self.driver.pause(partition)
+
+    def _ask_again(self) -> None:
+        """For what may have been repaired."""
+        if not self._damaged:
+            return
+        now = time.monotonic()
+        for partition in [partition for partition, until in self._damaged.items() if until <= now]:
+            del self._damaged[partition]
+            if partition not in self._paused and partition in self.driver._subscription.assignment:
+                self.driver.resume(partition)
 
     def failure(self, exc: BaseException) -> MqkitError:
         error = translate(exc, self.cluster)

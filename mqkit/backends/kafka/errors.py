@@ -49,7 +49,6 @@ ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (native.InvalidProducerEpochError, Lost, "has a newer producer of this name"),
     (native.FencedInstanceIdError, ConfigError, "has another process with this instance="),
     (native.InvalidSessionTimeoutError, ConfigError, "does not allow this lease=; see group.min.session.timeout.ms"),
-    (native.CorruptRecordError, Unavailable, "has a batch that is damaged, on its disk or on the way"),
     (native.NotEnoughReplicasError, Unavailable, "has too few replicas in step and takes nothing"),
     (native.KafkaTimeoutError, Unavailable, "has not answered in time"),
     (native.KafkaConnectionError, Unavailable, "cannot be reached"),

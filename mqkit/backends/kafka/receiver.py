@@ -60,6 +60,7 @@ class KafkaReceiver:
         self._leaving: Collection[Partition] = ()
         self._staged: list[Settlement] = []
         self._revoked: list[Received] = []
+        self._refused: list[tuple[Received, MqkitError]] = []
         self._trouble: MqkitError | None = None
         self._void = False  # handlers have ended, or go on, whose verdicts we have not written down
         self._closed = False
@@ -88,19 +89,20 @@ class KafkaReceiver:
                 if not self._staged:
                     raise
                 self._trouble = exc
-                return Turn((), (), self._refuse_staged())
-        refused = self._carry_out()
+                self._refuse_staged()
+                return Turn((), (), self._told_refused())
+        self._carry_out()
         deadline = time.monotonic() + timeout
         while True:
             self._look_whether_it_slept()
             self._serve()
             deliveries = self._take(room) if room and self._at_ease else []
             left = deadline - time.monotonic()
-            if deliveries or refused or self._revoked or left <= 0 or self._member.doubtful:
+            if deliveries or self._refused or self._revoked or left <= 0 or self._member.doubtful:
                 break
             if self._member.wait(min(left, self._next_look())):
                 break
-        return Turn(deliveries, self._told_revoked(), refused)
+        return Turn(deliveries, self._told_revoked(), self._told_refused())
 
     @property
     def _at_ease(self) -> bool:
@@ -131,12 +133,12 @@ class KafkaReceiver:
 
     def flush(self, timeout: float) -> Turn:
         try:
-            refused = self._carry_out_all(timeout)
+            self._carry_out_all(timeout)
             self._commit_now({place: desk for place, desk in self._desks.items() if desk.dirty}, timeout)
         except MqkitError:
             self._void = True
             raise
-        return Turn((), self._told_revoked(), refused)
+        return Turn((), self._told_revoked(), self._told_refused())
 
     def wake(self) -> None:
         self._member.wake()
@@ -155,23 +157,21 @@ class KafkaReceiver:
 
     # -- settling ----------------------------------------------------------------------------------------------------
 
-    def _carry_out_all(self, timeout: float) -> list[tuple[Received, MqkitError]]:
+    def _carry_out_all(self, timeout: float) -> None:
         """Raises `Unavailable`: there is something left."""
         deadline = time.monotonic() + timeout
-        refused = self._carry_out()
+        self._carry_out()
         while self._staged:
             if time.monotonic() > deadline:
                 raise Unavailable(f"{self._member.cluster} has not taken {len(self._staged)} verdicts in {timeout:g} s")
             self._find_out(timeout)
             self._member.wait(LONGEST)
-            refused += self._carry_out()
-        return refused
+            self._carry_out()
 
-    def _carry_out(self) -> list[tuple[Received, MqkitError]]:
+    def _carry_out(self) -> None:
         if self._member.doubtful:
-            return []
+            return
         staged, self._staged = self._staged, []
-        refused: list[tuple[Received, MqkitError]] = []
         with_copies: list[Done] = []
         desks, limbo = self._desks, self._limbo
         for settlement in staged:
@@ -181,7 +181,7 @@ class KafkaReceiver:
             if handle.partition in limbo:
                 self._staged.append(settlement)
             elif desk is None or desk.out.get(handle.offset) is not received:
-                refused.append((received, LeaseLost(f"{received.id} went to another consumer")))
+                self._refused.append((received, LeaseLost(f"{received.id} went to another consumer")))
             elif isinstance(settlement, Release):
                 desk.release(handle.offset, settlement, self.now())
             elif settlement.copies:
@@ -189,13 +189,12 @@ class KafkaReceiver:
             else:
                 desk.settle(handle.offset)
         if with_copies:
-            refused += self._carry_out_together(with_copies)
-        return refused
+            self._refused += self._carry_out_together(with_copies)
 
-    def _refuse_staged(self) -> list[tuple[Received, MqkitError]]:
+    def _refuse_staged(self) -> None:
         staged, self._staged = self._staged, []
         error = LeaseLost(f"{self._source.address} was given to others while this process slept")
-        return [(settlement.delivery, error) for settlement in staged]
+        self._refused += [(settlement.delivery, error) for settlement in staged]
 
     def _carry_out_together(self, settlements: Sequence[Done]) -> Sequence[tuple[Received, MqkitError]]:
         """
@@ -394,6 +393,11 @@ class KafkaReceiver:
     def _told_revoked(self) -> Sequence[Received]:
         revoked, self._revoked = self._revoked, []
         return revoked
+
+    def _told_refused(self) -> Sequence[tuple[Received, MqkitError]]:
+        """Only with a turn: what is told where something is raised is heard by nobody."""
+        refused, self._refused = self._refused, []
+        return refused
 
     # -- taking ------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.backends.kafka.producer import Transactions
 from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.backends.kafka.trim import Trimmer
-from mqkit.errors import Lost, MqkitError, NotFound, Unavailable
+from mqkit.errors import MqkitError, NotFound, Unavailable
 
 log = logging.getLogger("mqkit")
 
@@ -64,7 +64,6 @@ class Relay:
         self._lock = threading.Lock()
         self._soonest = math.inf  # when a record is ready to move; not while that is being done
         self._not_before = 0.0
-        self._works = True
         self._receivers = 0
 
     def step(self) -> None:
@@ -77,11 +76,7 @@ class Relay:
             self._soonest = math.inf
             self._serve()
             self._soonest = self._next_ready()
-            self._works = True
-        except MqkitError as exc:
-            if self._works and not isinstance(exc, Lost):  # which is said by whoever left the group, or joined it
-                log.warning("delayed.unavailable", extra={"error": str(exc)})
-            self._works = False
+        except MqkitError:
             self._start_over()
         except Exception:  # others' messages must not end this consumer
             log.exception("delayed.failed")

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from kafka.admin import (
 )
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
+from mqkit.backends.kafka import consumer
 from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.native import KafkaPartition
 from mqkit.testing.brokers import Certificates, KafkaProcess
@@ -315,54 +316,98 @@ class TestLosingTheServer:
 
 
 class TestDamage:
-    def test_a_batch_that_is_damaged_on_the_disk_holds_up_nothing_but_what_is_behind_it(
+    """Of a batch on a broker's disk: it is said where, and read once it is whole again."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(consumer, "REPAIR", 1.0)
+
+    def test_it_holds_up_nothing_but_what_is_behind_it(
         self, harness: KafkaHarness, kafka: KafkaProcess, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is said where it is, and read once it is whole again."""
         halves = Queue("halves", str, partitions=2)
-        bus, seen = harness.bus(), list[str]()
+        bus, seen = harness.bus(harness.url_with(lease=2.0)), list[str]()
         bus.declare(halves)
         for body in ("first", "damaged", "behind it"):
             bus.publish(halves, body, native=KafkaPartition(0))
-        segment = kafka.folder / "data" / f"{harness.topic(halves)}-0" / "00000000000000000000.log"
         bus.on(halves)(seen.append)
 
-        with _damaged(segment, b"damaged"), caplog.at_level(logging.WARNING, "mqkit"), bus.worker():
-            harness.wait(lambda: any(_names_the_batch(record, harness.topic(halves)) for record in caplog.records))
-            for number in range(20):
-                bus.publish(halves, f"other {number}", native=KafkaPartition(1))
-            harness.wait(lambda: len(seen) == 21, within=60.0)
-            assert sorted(seen) == sorted(["first", *(f"other {number}" for number in range(20))])
+        with damaged(log_of(kafka, harness.topic(halves)), b"damaged"), caplog.at_level(logging.WARNING, "mqkit"):
+            with bus.worker():
+                harness.wait(lambda: len(batches_said(caplog)) == 5)  # which takes longer than a lease
+                for number in range(20):
+                    bus.publish(halves, f"other {number}", native=KafkaPartition(1))
+                harness.wait(lambda: len(seen) == 21)
+                assert bus.health().ready
+        assert sorted(seen) == sorted(["first", *(f"other {number}" for number in range(20))])
+        assert set(batches_said(caplog)) == {(harness.topic(halves), 0, 1)}
+        assert {record.message for record in caplog.records} == {"batch.damaged"}
+
         with bus.worker():
-            harness.wait(lambda: len(seen) == 23, within=60.0)
+            harness.wait(lambda: len(seen) == 23)
+        assert sorted(seen[21:]) == ["behind it", "damaged"]
 
-        assert seen[21:] == ["damaged", "behind it"]
+    def test_who_waits_for_its_repair_reads_it(
+        self, harness: KafkaHarness, kafka: KafkaProcess, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bus, seen = harness.bus(), list[str]()
+        bus.declare(words)
+        bus.publish(words, "damaged", native=KafkaPartition(0))
+        bus.on(words)(seen.append)
 
-    def test_one_of_delayed_messages_holds_up_those_of_its_lane_only(
+        with ExitStack() as damage, caplog.at_level(logging.WARNING, "mqkit"):
+            damage.enter_context(damaged(log_of(kafka, harness.topic(words)), b"damaged"))
+            with bus.worker():
+                harness.wait(lambda: batches_said(caplog))
+                bus.publish(words, "behind it", native=KafkaPartition(0))
+                damage.close()
+                harness.wait(lambda: len(seen) == 2)
+
+        assert sorted(seen) == ["behind it", "damaged"]
+
+    def test_of_delayed_messages_it_holds_up_those_of_its_lane(
         self, harness: KafkaHarness, kafka: KafkaProcess, caplog: pytest.LogCaptureFixture
     ) -> None:
         bus, seen = harness.bus(), list[str]()
         bus.declare(words)
         for body in ("first", "damaged", "behind it"):
-            bus.publish(words, body, delay=0.2)
-        segment = kafka.folder / "data" / f"{harness.first_lane}-0" / "00000000000000000000.log"
+            bus.publish(words, body, delay=2.0)
         bus.on(words)(seen.append)
 
-        with _damaged(segment, b"damaged"), caplog.at_level(logging.WARNING, "mqkit"), bus.worker():
-            harness.wait(lambda: any(record.message == "delayed.unavailable" for record in caplog.records))
-            bus.publish(words, "in another lane", delay=3.0)
-            harness.wait(lambda: len(seen) == 2, within=60.0)
-            assert seen == ["first", "in another lane"]
-        with bus.worker():
-            harness.wait(lambda: len(seen) == 4, within=60.0)
+        with damaged(log_of(kafka, harness.lane(2.0)), b"damaged"), caplog.at_level(logging.WARNING, "mqkit"):
+            with bus.worker():
+                harness.wait(lambda: batches_said(caplog))
+                bus.publish(words, "in another lane", delay=0.5)
+                harness.wait(lambda: len(seen) == 2)
+        assert sorted(seen) == ["first", "in another lane"]
+        assert set(batches_said(caplog)) == {(harness.lane(2.0), 0, 1)}
 
+        with bus.worker():
+            harness.wait(lambda: len(seen) == 4)
         assert sorted(seen[2:]) == ["behind it", "damaged"]
-        [error] = {record.__dict__["error"] for record in caplog.records if record.message == "delayed.unavailable"}
-        assert harness.first_lane in error
+
+    def test_who_looks_at_dead_letters_is_told(self, harness: KafkaHarness, kafka: KafkaProcess) -> None:
+        bus = harness.bus(harness.url_with(patience=2.0))
+
+        @bus.on(words, retry=Retry(attempts=1))
+        def fail(text: str) -> None:
+            raise ValueError(text)
+
+        with bus.worker():
+            bus.publish(words, "damaged")
+            harness.wait(lambda: bus.dead_letters(words).list())
+
+        with damaged(log_of(kafka, harness.topic_of_the_dead(words)), b"damaged"), pytest.raises(Unavailable):
+            bus.dead_letters(words).list()
+        assert len(bus.dead_letters(words).list()) == 1
+
+
+def log_of(kafka: KafkaProcess, topic: str) -> Path:
+    return kafka.folder / "data" / f"{topic}-0" / "00000000000000000000.log"
 
 
 @contextmanager
-def _damaged(file: Path, part: bytes) -> Iterator[None]:
+def damaged(file: Path, part: bytes) -> Iterator[None]:
     whole = file.read_bytes()
     place = whole.index(part)
 
@@ -372,13 +417,16 @@ def _damaged(file: Path, part: bytes) -> Iterator[None]:
             opened.write(bytes([byte]))
 
     write(whole[place] ^ 1)
-    yield
-    write(whole[place])
+    try:
+        yield
+    finally:
+        write(whole[place])
 
 
-def _names_the_batch(record: logging.LogRecord, topic: str) -> bool:
-    error = record.__dict__.get("error", "")
-    return record.message == "consumer.unavailable" and "damaged" in error and topic in error and "offset 1 " in error
+def batches_said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, int]]:
+    """Of which it was said that they are damaged."""
+    said = (vars(record) for record in caplog.records if record.message == "batch.damaged")
+    return [(each["topic"], each["partition"], each["offset"]) for each in said]
 
 
 class TestEndsOfPrograms:

@@ -238,7 +238,7 @@ class TestLosingTopics:
             bus.publish(words, "before", delay=0.1)
             harness.wait(lambda: seen == ["before"], within=30.0)
             texts = {name: text.format(words=harness.topic(words)) for name, text in headers.items()}
-            harness.write(harness.first_lane, b'"foreign"', texts)
+            harness.write(harness.lane(0.1), b'"foreign"', texts)
             bus.publish(words, "behind it", delay=0.1)
             expected = ["behind it", *["foreign"] * (headers.get("mq-to") == "{words}")]
             harness.wait(lambda: len(seen) == 1 + len(expected), within=30.0)
