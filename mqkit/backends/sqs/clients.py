@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
-from botocore.parsers import ResponseParserError
 from botocore.session import Session
 
-from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, forms, is_wrapped
-from mqkit.backends.sqs.errors import GARBLED, garbled, translate
+from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, encode, forms, is_wrapped, unfetched
+from mqkit.backends.sqs.errors import RAISED, translate
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.errors import ConfigError, Lost
 
@@ -50,23 +49,17 @@ class Client:
             Denied, NotFound, ConfigError, ...: It was refused.
         """
         direct = None if is_wrapped() else self._direct.get(operation)
+        if direct is None:
+            call = functools.partial(getattr(self._native, operation), **arguments)
+        else:
+            call = functools.partial(direct, encode(arguments))
         try:
-            reply = self._call_native(operation, arguments) if direct is None else direct(**arguments)
-        except (BotoCoreError, ClientError, ResponseParserError, OSError) as exc:
+            reply: Reply = call()
+        except RAISED as exc:
             raise translate(exc, self._endpoint, what) from exc
         # A page of a proxy is parsed into an answer that says nothing, which is not to be taken for a success.
         if REQUEST_ID not in reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}):
             raise Lost(f"{self._endpoint} is not answered by SQS; is there a proxy in between? ({what})")
-        return reply
-
-    def _call_native(self, operation: str, arguments: Mapping[str, Any]) -> Reply:
-        method = getattr(self._native, operation)
-        try:
-            reply: Reply = method(**arguments)
-        except BotoCoreError:
-            raise
-        except GARBLED as exc:
-            raise garbled(exc) from exc
         return reply
 
     @property
@@ -120,18 +113,34 @@ class Clients:
             if self._session is None or self._process != os.getpid():
                 self._session, self._process = Session(), os.getpid()
                 self._session.register_component("data_loader", _descriptions())
-            try:
-                native = self._session.create_client(service, config=config, **self.endpoint.arguments())
-            except BotoCoreError as exc:
-                raise translate(exc, self.endpoint, f"a client of {service}") from exc
-            except ValueError as exc:
-                raise ConfigError(f"{self.endpoint} cannot be asked: {exc}; see AWS_ENDPOINT_URL") from exc
+            native = self._native(service, config)
             direct: dict[str, Direct] = {}
             if service == "sqs" and not checked:
                 if self._forms is None:
                     self._forms = forms(native)
                 direct = {operation: Direct(native, operation, form) for operation, form in self._forms.items()}
         return Client(native, self.endpoint, direct)
+
+    def _native(self, service: str, config: Config) -> Any:
+        arguments = self.endpoint.arguments()
+        try:
+            if self.endpoint.key is None:
+                self._fetch_credentials()
+            return self._session.create_client(service, config=config, **arguments)
+        except BotoCoreError as exc:
+            raise translate(exc, self.endpoint, f"a client of {service}") from exc
+        except ValueError as exc:
+            problem = f"{exc}; see what the environment and AWS's files say of endpoint and region"
+            raise ConfigError(f"{self.endpoint} cannot be asked: {problem}") from exc
+
+    def _fetch_credentials(self) -> None:
+        """By AWS's own chain, where programs and files of the user's may fail in any way; kept by the session."""
+        try:
+            self._session.get_credentials()
+        except BotoCoreError:
+            raise
+        except Exception as exc:
+            raise unfetched(exc) from exc
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()

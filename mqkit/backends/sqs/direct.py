@@ -26,10 +26,9 @@ from botocore import UNSIGNED, auth, awsrequest, parsers
 from botocore.client import BaseClient, ClientCreator
 from botocore.credentials import Credentials
 from botocore.endpoint import Endpoint
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 
 from mqkit.backends.sqs import replies
-from mqkit.backends.sqs.errors import GARBLED, garbled
 
 log = logging.getLogger("mqkit")
 
@@ -81,7 +80,7 @@ _WRAPPED: tuple[tuple[type[Any], str], ...] = (
 
 _NOBODY = Credentials("key", "secret", "token").get_frozen_credentials()
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 class Form(NamedTuple):
@@ -133,7 +132,7 @@ class Form(NamedTuple):
 
 
 class Direct:
-    """One operation of one client, called and answered as the client's own method. Any thread."""
+    """One operation of one client, answered as the client's own method. Any thread."""
 
     def __init__(self, native: Any, operation: str, form: Form) -> None:
         self._native = native
@@ -149,12 +148,9 @@ class Direct:
             if not callable(part):
                 raise TypeError(f"{part!r} is no method")
 
-    def __call__(self, **arguments: Any) -> dict[str, Any]:
-        form = self._form
-        credentials = self._signer.get_auth_instance(form.service, form.region, "v4").credentials
-        if credentials is None:
-            raise NoCredentialsError
-        answer = self._session.send(form.request(credentials, _encode(arguments), _stamp()))
+    def __call__(self, body: bytes) -> dict[str, Any]:
+        """With arguments as `encode` makes them. Raises what is in `errors.RAISED`."""
+        answer = self._session.send(self._form.request(self._credentials(), body, _stamp()))
         if answer.status_code >= 300:
             raise self._refusal(answer)
         reply: dict[str, Any] = {}
@@ -166,15 +162,28 @@ class Direct:
         reply["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
         return reply
 
+    def _credentials(self) -> Any:
+        """Those that have run out are fetched anew, by programs and from files of the user's."""
+        try:
+            credentials = self._signer.get_auth_instance(self._form.service, self._form.region, "v4").credentials
+        except (BotoCoreError, ClientError):
+            raise
+        except Exception as exc:
+            raise unfetched(exc) from exc
+        if credentials is None:
+            raise NoCredentialsError
+        return credentials
+
     def _refusal(self, answer: Any) -> ClientError:
         whole = {"status_code": answer.status_code, "headers": answer.headers, "body": answer.content}
-        try:
-            parsed = self._refusals.parse(whole, None)
-        except GARBLED as exc:
-            raise garbled(exc) from exc
+        parsed = self._refusals.parse(whole, None)
         error = parsed.get("Error", {})
         kind: type[ClientError] = self._native.exceptions.from_code(error.get("QueryErrorCode") or error.get("Code"))
         return kind(parsed, self._form.operation)
+
+
+def unfetched(exc: Exception) -> CredentialRetrievalError:
+    return CredentialRetrievalError(provider="AWS's own chain", error_msg=f"{type(exc).__name__}: {exc}")
 
 
 def is_wrapped() -> bool:
@@ -226,7 +235,7 @@ def _form(native: Any, operation: str) -> Form | None:
     parts = urlsplit(theirs.url)
     if theirs.method != "POST" or parts.query or parts.hostname == urlsplit(_QUEUE).hostname:
         raise ValueError(f"{name} goes another way: {theirs.method} {parts.hostname}")
-    if json.loads(theirs.body) != json.loads(_encode(sample)):
+    if json.loads(theirs.body) != json.loads(encode(sample)):
         raise ValueError(f"{name} has another body")
 
     headers = {header: _text(theirs.headers[header]) for header in (*_SIGNED, *_UNSIGNED)}

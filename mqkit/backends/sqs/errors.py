@@ -20,8 +20,18 @@ from mqkit.errors import (
     Unencodable,
 )
 
-# What botocore's parsers stumble with over an answer that is none of AWS, see `garbled`.
-GARBLED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+# What botocore raises, and what it stumbles with over an answer that is none of AWS, or over the user's configuration.
+RAISED = (
+    native.BotoCoreError,
+    native.ClientError,
+    ResponseParserError,
+    OSError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 # `Unavailable`: the call had no effect. `Lost`: nobody knows. The first match counts, so subclasses stand above their bases.
 ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
@@ -112,10 +122,6 @@ STALE = (
 )
 
 
-def garbled(exc: Exception) -> ResponseParserError:
-    return ResponseParserError(f"{type(exc).__name__}: {exc}")
-
-
 def translate(exc: BaseException, endpoint: object, what: str) -> MqkitError:
     """The typed error for what a call of the driver raised. `what`: was tried, and on what."""
     if isinstance(exc, native.ClientError):
@@ -126,7 +132,7 @@ def translate(exc: BaseException, endpoint: object, what: str) -> MqkitError:
     for kind, ours, words in ERRORS:
         if isinstance(exc, kind):
             return ours(f"{endpoint} {words} ({what}: {_text(exc)})")
-    return Lost(f"{endpoint} has a problem ({what}: {_text(exc)})")
+    return Lost(f"{endpoint} is answered by something that is not understood ({what}: {type(exc).__name__}: {exc})")
 
 
 def of_code(code: str, text: str, endpoint: object, what: str, *, status: int = 0) -> MqkitError:

@@ -15,8 +15,6 @@ Job = Callable[[], None]
 class Workers:
     """
     At most so many threads, started when there is work for them. They do not keep a process from ending.
-
-    Jobs do not raise.
     """
 
     def __init__(self, most: int, name: str) -> None:
@@ -46,15 +44,18 @@ class Workers:
             self._jobs.put(job)
 
     def each(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
-        """The results of all, in order; the first of them runs here."""
+        """The results of all, in order; the first of them runs here. Raises what one of them raises."""
         if len(jobs) == 1:
             return [jobs[0]()]
         done = threading.Semaphore(0)
         results: dict[int, T] = {}
+        failures: list[Exception] = []
 
         def run(number: int, job: Callable[[], T]) -> None:
             try:
                 results[number] = job()
+            except Exception as exc:  # noqa: BLE001  raised below
+                failures.append(exc)
             finally:
                 done.release()
 
@@ -63,6 +64,8 @@ class Workers:
         results[0] = jobs[0]()
         for _ in jobs[1:]:
             done.acquire()
+        if failures:
+            raise failures[0]
         return [results[number] for number in range(len(jobs))]
 
     def close(self) -> None:
@@ -72,10 +75,12 @@ class Workers:
                 self._jobs.put(None)
 
     def _work(self, job: Job | None) -> None:
-        while job is not None:
-            job()
+        try:
+            while job is not None:
+                job()
+                with self._lock:
+                    self._idle += 1
+                job = self._jobs.get()
+        finally:  # also of one that was killed by a job
             with self._lock:
-                self._idle += 1
-            job = self._jobs.get()
-        with self._lock:
-            self._threads -= 1
+                self._threads -= 1

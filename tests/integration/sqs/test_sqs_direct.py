@@ -222,6 +222,7 @@ def test_a_queue_that_is_missing(harness: SqsHarness, operation: str) -> None:
         ),
         (400, b'{"message": "something new"}', KNOWN, JSON, ConfigError),
         (400, b"[]", KNOWN, JSON, Lost),
+        (400, b'{"__type": ["a"]}', KNOWN, JSON, Lost),
         (503, b'{"__type": "ServiceUnavailable", "message": "soon"}', KNOWN, JSON, Lost),
         (500, b"<html>broken</html>", {}, "text/html", Lost),
         (500, b"", {}, "text/html", Lost),
@@ -430,6 +431,51 @@ def test_credentials_that_were_refreshed_sign_the_next_call() -> None:
         (headers["Authorization"].partition("Credential=")[2].partition("/")[0], headers["X-Amz-Security-Token"])
         for headers, _ in server.asked
     ] == [("FIRST", "token-FIRST"), ("SECOND", "token-SECOND")]
+
+
+@pytest.mark.parametrize("failure", [ValueError, AttributeError, RuntimeError, FileNotFoundError])
+def test_credentials_that_cannot_be_refreshed_send_nothing(failure: type[Exception]) -> None:
+    """They come from programs and files of the user's, and botocore lets through what happens there."""
+
+    def fetch() -> dict[str, str]:
+        raise failure("the login has run out")
+
+    server = Refusing(200, b"{}", headers=KNOWN)
+    try:
+        direct, _ = both(at(server.port))
+        gone = datetime.now(UTC) - timedelta(seconds=1)
+        direct._native._request_signer._credentials = RefreshableCredentials("A", "B", "C", gone, fetch, "test")
+        with pytest.raises(Unavailable, match="the login has run out"):
+            direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
+    finally:
+        server.close()
+
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("said", ["login expired", "[]", '{"Version": 1, "AccessKeyId": "A", "Expiration": "soon"}'])
+def test_a_program_for_credentials_that_fails_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str
+) -> None:
+    answer, configuration = tmp_path / "answer", tmp_path / "config"
+    configuration.write_text(f"[default]\ncredential_process = cat {answer}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(configuration))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    server = Refusing(200, b"{}", headers=KNOWN)
+    try:
+        answer.write_text(said)
+        with pytest.raises(Unavailable, match="credentials"):
+            both(at(server.port, user=""))
+
+        answer.write_text('{"Version": 1, "AccessKeyId": "AKIDEXAMPLE", "SecretAccessKey": "hidden-secret"}')
+        direct, _ = both(at(server.port, user=""))
+        direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
+    finally:
+        server.close()
+
+    assert len(server.asked) == 1
 
 
 # -- botocore's own way ------------------------------------------------------------------------------------------------

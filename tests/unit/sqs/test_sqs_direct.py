@@ -114,7 +114,7 @@ def test_requests_are_those_of_botocore(
 
 @pytest.mark.parametrize("operation", CALLS)
 def test_bodies_say_what_those_of_botocore_say(operation: str) -> None:
-    assert json.loads(direct._encode(CALLS[operation])) == json.loads(sent_by_botocore(client(), operation).body)
+    assert json.loads(direct.encode(CALLS[operation])) == json.loads(sent_by_botocore(client(), operation).body)
 
 
 def test_asking_botocore_needs_no_credentials_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,15 +142,6 @@ def _listened_to(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
 
 def _unsigned(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
     return client(config=Config(signature_version=UNSIGNED))
-
-
-def _unsigned(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
-    return client(config=Config(signature_version=UNSIGNED))
-
-
-def _listened_to_by_somebody_who_expects_more(monkeypatch: pytest.MonkeyPatch, native: Any) -> Any:
-    native.meta.events.register("before-send", lambda request, **_: json.loads(request.body)["QueueUrl"])
-    return native
 
 
 @pytest.mark.parametrize("chosen", [_in_lambda, _listened_to, _unsigned])
@@ -322,5 +313,5 @@ def test_an_address_of_the_environment_that_is_none_is_said(monkeypatch: pytest.
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "nonsense")
     bus = Bus("sqs://?region=eu-central-1")
 
-    with pytest.raises(ConfigError, match="Invalid endpoint: nonsense; see AWS_ENDPOINT_URL"):
+    with pytest.raises(ConfigError, match="Invalid endpoint: nonsense; see what the environment"):
         bus.open(timeout=30.0)
