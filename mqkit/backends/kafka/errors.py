@@ -20,6 +20,23 @@ from mqkit.errors import (
     Unavailable,
 )
 
+_OF_PRODUCERS: tuple[type[BaseException], ...] = (
+    native.ClusterAuthorizationFailedError,
+    native.SaslAuthenticationFailedError,
+)
+
+
+class GivenUp(native.KafkaError):  # type: ignore[misc]
+    """By the driver, because of something else: whether it was written nobody knows."""
+
+    @classmethod
+    def because_of(cls, exc: BaseException) -> BaseException:
+        """What concerns the producer, and no message, says so of all of them."""
+        if not isinstance(exc, _OF_PRODUCERS):
+            exc = cls(f"given up because of another one: {type(exc).__name__}: {exc}")
+        return exc
+
+
 # The first match counts, so subclasses stand above their bases.
 ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (native.SaslAuthenticationFailedError, Denied, "refuses the user name or password"),
@@ -79,7 +96,7 @@ def publish_error(exc: BaseException, cluster: object) -> MqkitError:
     Kafka may have it whenever an answer is missing; then the driver has tried again, without doubling it, as long as it may.
     """
     error = translate(exc, cluster)
-    if isinstance(exc, (native.KafkaTimeoutError, native.RequestTimedOutError, native.KafkaConnectionError)):
+    if isinstance(exc, (GivenUp, native.KafkaTimeoutError, native.RequestTimedOutError, native.KafkaConnectionError)):
         return PublishUnknown(f"sent or not, nobody knows: {error}; publish again with the same id")
     if isinstance(error, Unavailable):
         return PublishFailed(str(error))

@@ -1,7 +1,7 @@
 """
 The driver's producers: one that publishes, idempotent and confirmed by all replicas, and one whose records and commits are
 one transaction. Private names of the driver that mqkit uses for producing are in this file: `_accumulator`, `_metadata`,
-`_partition`, `_sender`, `_transaction_manager`, `_unregister_cleanup`.
+`_partition`, `_sender`, `_transaction_manager` with its `_lock` and `_current_state`, `_unregister_cleanup`; and in `sent.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as native
+from kafka.producer.transaction_manager import TransactionState
 from kafka.structs import OffsetAndMetadata
 
 from mqkit.backends.kafka.errors import translate
@@ -30,6 +31,7 @@ TRANSACTION = (
 )
 BATCH = 1 << 17  # bytes of one partition that go together; the driver's own 16 KiB cost 1.6 times the CPU under load
 FAREWELL = 1.0  # seconds a close may take
+EXPIRY = 30.0  # seconds beyond the patience for which the driver tries to deliver a batch
 STALLED = 1.0  # seconds without an answer after which it is asked whether the topic is still there
 
 
@@ -56,7 +58,7 @@ class Producer:
             "max_request_size": options.max_body + (1 << 16),
             "batch_size": BATCH,
             "compression_type": None if options.compression == "none" else options.compression,
-            "delivery_timeout_ms": round(options.patience * 1000) + 30_000,
+            "delivery_timeout_ms": round((options.patience + EXPIRY) * 1000),
             "retry_backoff_ms": 5 if transactional_id else 100,
             **cluster.settings(),
             "kafka_client": Client,
@@ -116,7 +118,7 @@ class Producer:
             ring: See `Sent`.
 
         Returns:
-            Something with `is_done`, and then `exception`, as futures have them.
+            Something with `is_done`, and then `exception`.
         """
         try:
             sent, full = append(self.driver._accumulator, place, record, ring)
@@ -129,10 +131,19 @@ class Producer:
     @property
     def spoilt(self) -> bool:
         """
-        An idempotent producer sends nothing more after some refusals, of which one is that a topic does not take a message of
-        this size; the driver answers all later ones with the error of that.
+        Does it send nothing more?
+
+        So it is after some refusals, of which one is that a topic does not take a message of this size; the driver gives up
+        all others with the error of that. And after a batch of which nobody knows whether it was written has expired: then
+        the driver forgets who it is, and does not ask again.
         """
-        return bool(self.driver._transaction_manager.has_fatal_error())
+        manager = self.driver._transaction_manager
+        if manager.has_fatal_error():
+            return True
+        if manager.has_producer_id():
+            return False
+        with manager._lock:  # it may be about to get its first
+            return manager._current_state == TransactionState.READY and not manager.has_producer_id()
 
     def partition_for(self, topic: str, key: bytes) -> int:
         """As Java clients choose it. Raises `NotFound`."""

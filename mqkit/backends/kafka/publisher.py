@@ -34,7 +34,7 @@ class KafkaPublisher:
         self._now = now
         self._topics: dict[Address, str] = {}
         self._outcomes: list[Outcome] = []
-        self._lines: dict[Partition, deque[tuple[Any, Outgoing]]] = {}  # the driver's futures, or `Sent`
+        self._lines: dict[Partition, deque[tuple[Any, Outgoing]]] = {}  # what `append` has given
         self._places: dict[str, list[Partition]] = {}  # of each topic, as it is now
         self._turn = 0
         self._changed = Signal()
@@ -83,7 +83,7 @@ class KafkaPublisher:
             self._look_for_its_topic()
         if spoilt and not outcomes:
             raise Lost(
-                f"{self._producer.cluster} has refused a message for good, after which a producer must begin anew"
+                f"{self._producer.cluster} has refused a message for good, or not answered for too long; a producer begins anew"
             )
         return outcomes
 
@@ -94,7 +94,7 @@ class KafkaPublisher:
         self._gather()
         lines, self._lines = self._lines, {}
         unknown = PublishUnknown("sent or not, nobody knows; publish again with the same id")
-        unsent = PublishFailed("not sent, because of the refusal of an earlier one; publish again")
+        unsent = PublishFailed("not sent, because of what became of an earlier one; publish again")
         return [
             *self._outcomes,
             *[(message.token, unknown) for line in lines.values() for _, message in line],

@@ -5,19 +5,38 @@ The driver makes a future, a lock and two lists for each record, and answers eac
 publishing costs. What has become of a batch says what has become of its records.
 
 Names of the driver used here: `RecordAccumulator._tp_lock` and `_batches`, `ProducerBatch.records`, `produce_future`,
-`max_record_size`, `last_append` and `_record_futures`, upon whose members it calls `rebind`.
+`max_record_size`, `last_append` and `_record_futures`, upon whose members it calls `rebind`; `_produce_future`, its `_latch`
+and `args` of a future. Where they are not what they were, records join in the driver's own way.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from kafka import TopicPartition as Partition
+from kafka.producer.record_accumulator import RecordAccumulator
 
+from mqkit.backends.kafka.errors import GivenUp
 from mqkit.backends.kafka.record import ProducerRecord
+
+log = logging.getLogger("mqkit")
+
+Ring = Callable[[Any], object]
+
+_OF_APPENDING = {
+    "records",
+    "produce_future",
+    "_record_futures",
+    "created",
+    "last_append",
+    "last_attempt",
+    "max_record_size",
+}
 
 
 class Sent(msgspec.Struct):
@@ -30,7 +49,7 @@ class Sent(msgspec.Struct):
 
     produce: Any  # the future of its batch
     index: int
-    ring: Callable[[Any], object]
+    ring: Ring
 
     @property
     def is_done(self) -> bool:
@@ -39,38 +58,97 @@ class Sent(msgspec.Struct):
     @property
     def exception(self) -> BaseException | None:
         """Of one that is done."""
-        produce = self.produce
-        failure: BaseException | None = produce.exception
-        if failure is None and (failures := produce.value[2]) is not None:
-            failure = failures(self.index)
-        return failure
+        return _failure(self.produce, self.index)
 
     def rebind(self, produce: Any, index: int) -> None:
         """By the driver, which has split a batch that is too large."""
-        self.produce, self.index = produce, index
+        split, self.produce, self.index = self.produce, produce, index
         produce.add_both(self.ring)
+        split._latch.set()  # who waits for it has to wait for its parts
 
 
-def append(
-    accumulator: Any, place: Partition, record: ProducerRecord, ring: Callable[[Any], object]
-) -> tuple[Any, bool]:
+class First(msgspec.Struct):
+    """The one that began a batch, or joined it in the driver's own way; answered as `Sent`."""
+
+    future: Any
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.future.is_done)
+
+    @property
+    def exception(self) -> BaseException | None:
+        return _failure(self.future._produce_future, self.future.args[0])
+
+
+def _failure(produce: Any, index: int) -> BaseException | None:
+    """Of a record of a batch that is done."""
+    failure: BaseException | None = produce.exception
+    if failure is None:
+        base, _, failures = produce.value
+        if failures is not None:
+            failure = failures(index)
+            if base == -1:  # it was not refused itself
+                return GivenUp.because_of(failure)
+    return failure
+
+
+def append(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring) -> tuple[Sent | First, bool]:
     """
     Only one thread may append.
 
     Returns:
-        A `Sent`, or the driver's future of the first one of a batch; and whether there is a batch that the sender could take.
+        What was sent; and whether there is a batch that the sender could take.
     """
-    key, value, headers = record.key, record.value, record.headers
-    with accumulator._tp_lock(place):
-        if batches := accumulator._batches[place]:
-            batch = batches[-1]
-            added = batch.records.append(None, key, value, headers)
-            if added is not None:
-                batch.max_record_size = max(batch.max_record_size, added.size)
-                batch.last_append = time.monotonic()
-                sent = Sent(batch.produce_future, added.offset, ring)
-                batch._record_futures.append(sent)
-                return sent, len(batches) > 1 or batch.records.is_full()
-    future, _, _, _ = accumulator.append(place, None, key, value, headers)
+    if _understood() and (joined := _join(accumulator, place, record, ring)) is not None:
+        return joined
+    future, _, _, _ = accumulator.append(place, None, record.key, record.value, record.headers)
     future.add_both(ring)
-    return future, True
+    return First(future), True
+
+
+def _join(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring) -> tuple[Sent, bool] | None:
+    """None: there is no batch that has room."""
+    with accumulator._tp_lock(place):
+        batches = accumulator._batches[place]
+        if not batches:
+            return None
+        batch = batches[-1]
+        added = batch.records.append(None, record.key, record.value, record.headers)
+        if added is None:
+            return None
+        batch.max_record_size = max(batch.max_record_size, added.size)
+        batch.last_append = time.monotonic()
+        sent = Sent(batch.produce_future, added.offset, ring)
+        batch._record_futures.append(sent)
+        return sent, len(batches) > 1 or batch.records.is_full()
+
+
+@functools.cache
+def _understood() -> bool:
+    """Does one that joins leave a batch as the driver's own way does?"""
+    place, record = Partition("topic", 0), ProducerRecord("topic", b"key", b"body", [("name", b"value")])
+    error = "a record that joins a batch leaves it in another state"
+    try:
+        ours, theirs = (RecordAccumulator(message_version=2, delivery_timeout_ms=60_000) for _ in range(2))
+        for accumulator in (ours, theirs):
+            accumulator.append(place, None, b"first", b"body", [])
+        future = theirs.append(place, None, record.key, record.value, record.headers)[0]
+        joined = _join(ours, place, record, id)
+        if joined is not None:
+            [one], [other] = ours._batches[place], theirs._batches[place]
+            before = First(future).is_done or joined[0].is_done
+            same = _state(one) == _state(other) and joined[0].index == future.args[0]
+            for batch in (one, other):
+                batch.complete(0, -1)
+            if same and not before and First(future).is_done and joined[0].is_done and First(future).exception is None:
+                return True
+    except Exception as exc:  # noqa: BLE001  whatever has become of the names we use
+        error = repr(exc)
+    log.warning("driver.changed", extra={"driver": "kafka-python", "error": error})
+    return False
+
+
+def _state(batch: Any) -> dict[str, Any]:
+    state = {name: value for name, value in vars(batch).items() if name not in _OF_APPENDING}
+    return state | {"records": batch.record_count, "futures": len(batch._record_futures)}

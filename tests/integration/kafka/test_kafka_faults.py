@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
@@ -28,7 +29,7 @@ from kafka.admin import (
 )
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
-from mqkit.backends.kafka import consumer
+from mqkit.backends.kafka import consumer, producer
 from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.native import KafkaPartition
 from mqkit.testing.brokers import Certificates, KafkaProcess
@@ -238,6 +239,12 @@ def _grant(server: KafkaProcess, user: str, prefix: str) -> None:
         admin.close()
 
 
+def in_flight(bus: Bus) -> bool:
+    """Has the driver sent something that is not answered?"""
+    publisher: Any = bus.link.publish_pump._publisher
+    return any(publisher._producer.driver._sender._in_flight_batches.values())
+
+
 class TestLosingTheServer:
     def test_what_was_accepted_while_it_was_away_at_the_start_is_sent_when_it_comes(
         self, harness: KafkaHarness
@@ -251,6 +258,23 @@ class TestLosingTheServer:
             future.result(30.0)
 
         assert sorted(map(int, harness.read_native(numbers))) == list(range(100))
+
+    def test_what_expires_while_it_is_away_does_not_end_publishing(
+        self, harness: KafkaHarness, kafka: KafkaProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(producer, "EXPIRY", 2.0)
+        bus = harness.bus(harness.url_with(patience=1.0, lease=1.0))
+        bus.publish(words, "before")
+
+        kafka.freeze()
+        expiring = bus.publish_soon(words, "in flight")
+        harness.wait(lambda: in_flight(bus))
+        with harness.outage():
+            assert isinstance(expiring.exception(30.0), PublishUnknown)
+        for number in range(3):
+            bus.publish(words, f"after {number}", timeout=20.0)
+
+        assert sorted(harness.read_native(words)) == [b'"after 0"', b'"after 1"', b'"after 2"', b'"before"']
 
     def test_ten_seconds_without_it_lose_nothing_that_was_accepted(self, harness: KafkaHarness) -> None:
         consuming, publishing, seen = harness.bus(harness.url_with(lease=2)), harness.bus(), Counter[int]()

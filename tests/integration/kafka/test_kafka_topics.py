@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mqkit._url import Url, parse_options
 from mqkit.backends.kafka import consumer, relay, trim
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
 from mqkit.backends.kafka.record import Record
-from mqkit.errors import ConfigError, MqkitError, Unavailable
+from mqkit.errors import ConfigError, MessageTooLarge, MqkitError, PublishFailed, PublishUnknown, Unavailable
 from mqkit.native import KafkaPartition, KafkaQueue, KafkaTopic
 from mqkit.subscription import Subscription
 from mqkit.testing.brokers import KafkaProcess
@@ -257,6 +258,25 @@ class TestRefusals:
             bus.publish(short, "small", timeout=20.0)
 
         assert harness.read_native(short) == [b'"small"'] * 3
+
+    def test_among_many_of_others_it_is_the_only_one_that_is_called_too_large(self, harness: KafkaHarness) -> None:
+        """The driver gives up all that are on the way, and nobody knows what became of those."""
+        short, many = Queue("short", str, native=SHORT), Queue("many", int)
+        bus = harness.bus()
+        bus.declare(short, many)
+
+        before = [bus.publish_soon(many, number) for number in range(2000)]
+        refused = bus.publish_soon(short, random.randbytes(5000).hex())
+        after = [bus.publish_soon(many, number) for number in range(2000, 4000)]
+
+        with pytest.raises(MessageTooLarge):
+            refused.result(30.0)
+        outcomes = [type(future.exception(30.0)) for future in [*before, *after]]
+        written = Counter(map(int, harness.read_native(many)))
+        assert set(outcomes) <= {type(None), PublishUnknown, PublishFailed}
+        assert max(written.values()) == 1
+        for number, outcome in enumerate(outcomes):
+            assert outcome is PublishUnknown or (number in written) == (outcome is type(None))
 
 
 class TestMakingThem:

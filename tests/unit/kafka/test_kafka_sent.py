@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from kafka import TopicPartition as Partition
-from kafka.errors import InvalidRecordError, KafkaTimeoutError, MessageSizeTooLargeError
+from kafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidRecordError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+)
+from kafka.producer.future import FutureRecordMetadata
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
 
+from mqkit.backends.kafka import sent as sents
+from mqkit.backends.kafka.errors import GivenUp, publish_error
 from mqkit.backends.kafka.record import ProducerRecord
-from mqkit.backends.kafka.sent import Sent, append
+from mqkit.backends.kafka.sent import First, Sent, append
+from mqkit.errors import PublishUnknown
 
 PLACE = Partition("orders", 3)
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> Iterator[None]:
+    sents._understood.cache_clear()
+    yield
+    sents._understood.cache_clear()
 
 
 class Line:
@@ -57,7 +76,7 @@ def test_they_are_in_the_batch_in_their_order() -> None:
     line = Line()
     line.add(b"first", b"second", b"third")
     [batch] = line.batches
-    assert [type(sent) is Sent for sent in line.sent] == [False, True, True]
+    assert [type(sent) for sent in line.sent] == [First, Sent, Sent]
     assert batch.record_count == 3
     assert batch.max_record_size > 0
     assert bodies_of(batch) == [(b"key", body, [("name", b"value")]) for body in (b"first", b"second", b"third")]
@@ -74,7 +93,7 @@ def test_an_answered_batch_answers_all_its_records_and_rings_when_it_can_be_seen
     line = Line()
     line.add(b"first", b"second", b"third")
     seen: list[list[bool]] = []
-    line.sent[0].add_both(lambda _: seen.append(line.done))
+    line.sent[0].future.add_both(lambda _: seen.append(line.done))
     assert line.done == [False] * 3
     line.batches[0].complete(7, -1)
     assert line.rung == 1
@@ -91,11 +110,22 @@ def test_one_record_that_is_refused_has_an_error_of_its_own() -> None:
     assert line.failures == [KafkaTimeoutError, InvalidRecordError, KafkaTimeoutError]
 
 
-def test_a_batch_that_is_given_up_fails_all_its_records() -> None:
+def test_of_a_batch_that_is_given_up_nobody_knows_whatever_was_the_reason() -> None:
     line = Line()
     line.add(b"first", b"second")
-    line.batches[0].abort(KafkaTimeoutError())
-    assert (line.done, line.failures) == ([True] * 2, [KafkaTimeoutError] * 2)
+    line.batches[0].abort(MessageSizeTooLargeError("another one"))
+    assert (line.done, line.failures) == ([True] * 2, [GivenUp] * 2)
+    for sent in line.sent:
+        error = publish_error(sent.exception, "Kafka")
+        assert isinstance(error, PublishUnknown)
+        assert "MessageSizeTooLargeError: another one" in str(error)
+
+
+def test_what_concerns_the_whole_producer_is_said_of_each() -> None:
+    line = Line()
+    line.add(b"first", b"second")
+    line.batches[0].abort(ClusterAuthorizationFailedError("no"))
+    assert line.failures == [ClusterAuthorizationFailedError] * 2
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -128,4 +158,77 @@ def test_what_comes_while_a_batch_is_sent_begins_another() -> None:
     line.batches[0].records.close()
     line.add(b"third", b"fourth")
     assert [batch.record_count for batch in line.batches] == [2, 2]
-    assert [type(sent) is Sent for sent in line.sent] == [False, True, False, True]
+    assert [type(sent) for sent in line.sent] == [First, Sent, First, Sent]
+
+
+def test_who_waits_for_a_batch_that_is_split_again_is_woken() -> None:
+    line = Line()
+    line.add(*[b"%d" % number for number in range(8)])
+    for _ in range(2):
+        waited = [batch.produce_future for batch in line.batches]
+        for batch in line.batches:
+            line.accumulator._batches[PLACE].remove(batch)
+            batch.records.close()
+            line.accumulator.split_and_reenqueue(batch)
+        assert all(future.wait(0) for future in waited)
+
+
+def _without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ProducerBatch.__init__
+
+    def init(batch: Any, *arguments: Any, **named: Any) -> None:
+        original(batch, *arguments, **named)
+        del batch.max_record_size
+
+    monkeypatch.setattr(ProducerBatch, "__init__", init)
+    monkeypatch.setattr(ProducerBatch, "try_append", _appended_anew)
+
+
+def _appended_anew(batch: Any, timestamp: Any, key: Any, value: Any, headers: Any, now: Any = None) -> Any:
+    added = batch.records.append(timestamp, key, value, headers)
+    if added is None:
+        return None
+    future = FutureRecordMetadata(batch.produce_future, added.offset, added.timestamp, added.crc, 0, 0, 0)
+    batch._record_futures.append(future)
+    return future
+
+
+def _with_more_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ProducerBatch.try_append
+
+    def counted(batch: Any, *arguments: Any, **named: Any) -> Any:
+        batch.appended = getattr(batch, "appended", 0) + 1
+        return original(batch, *arguments, **named)
+
+    monkeypatch.setattr(ProducerBatch, "try_append", counted)
+
+
+def _with_another_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    append = RecordAccumulator.append
+    monkeypatch.delattr(RecordAccumulator, "_tp_lock")
+
+    def appended(accumulator: Any, place: Any, *arguments: Any, **named: Any) -> Any:
+        accumulator._tp_lock = lambda _: contextlib.nullcontext()
+        try:
+            return append(accumulator, place, *arguments, **named)
+        finally:
+            del accumulator._tp_lock
+
+    monkeypatch.setattr(RecordAccumulator, "append", appended)
+
+
+@pytest.mark.parametrize("change", [_without_a_name, _with_more_to_count, _with_another_lock])
+def test_where_the_driver_has_changed_records_join_in_its_own_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    change(monkeypatch)
+    line = Line()
+
+    with caplog.at_level(logging.WARNING, "mqkit"):
+        line.add(b"first", b"second", b"third")
+
+    assert [record.message for record in caplog.records].count("driver.changed") == 1
+    assert [type(sent) for sent in line.sent] == [First] * 3
+    line.batches[0].complete_exceptionally(KafkaTimeoutError(), lambda index: InvalidRecordError(str(index)))
+    assert line.done == [True] * 3
+    assert [str(sent.exception)[-1] for sent in line.sent] == ["0", "1", "2"]
