@@ -31,7 +31,7 @@ from mqkit.verdicts import Reject
 log = logging.getLogger("mqkit")
 
 RESTART = (0.1, 10.0)  # first and longest wait before a failed loop starts again
-QUIET = 60.0  # seconds for which a failure that goes on is not logged once more
+QUIET = 10.0  # seconds for which a failure that goes on is not logged once more
 COPIES = 1.5  # seconds a stop waits beyond its grace for copies that are with the broker
 
 

@@ -5,7 +5,7 @@ The driver decodes record by record, which costs more than all the rest of consu
 else: it asks, checks sums, leaves out what transactions took back, and keeps the position. It is given one record for each
 batch, whose value are the records of the batch.
 
-Names of the driver used here: `Fetcher.PartitionRecords`, its `take` and `drain`, `MemoryRecords.next_batch`,
+Names of the driver used here: `Fetcher._parse_fetched_data`, `PartitionRecords`, its `take` and `drain`, `MemoryRecords.next_batch`,
 `DefaultRecordBatch`, its `HEADER_STRUCT`, `_buffer`, `_pos` and `_maybe_uncompress`, `DefaultRecord`. Where they do not do
 what they did, the driver decodes; where one that is imported or inherited from is gone, this module is of no use.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from kafka import TopicPartition as Partition
@@ -48,8 +48,34 @@ def records_in(fetched: Iterable[Any]) -> list[Any]:
     return records
 
 
+def decode_with(fetcher: Any) -> None:
+    """Let a fetcher of the driver decode like this; then each `value` may be a list, see `records_in`."""
+    fetcher.PartitionRecords = decoder()
+    fetcher._parse_fetched_data = _guarded(fetcher._parse_fetched_data)
+
+
+def _guarded(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def guarded(fetched: Any) -> Any:
+        try:
+            return parse(fetched)
+        except native.KafkaError as exc:
+            # A broker has found the damage; or the length of a batch is damaged, which the driver has no error of its own for.
+            if type(exc) not in (native.CorruptRecordError, native.KafkaError):
+                raise
+            return _Fetched(fetched.fetched_offset, fetched.topic_partition, _Unreadable(exc))
+
+    return guarded
+
+
+class _Unreadable:
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def next_batch(self) -> Any:
+        raise native.CorruptRecordError(str(self._error)) from self._error
+
+
 def decoder() -> type[Any]:
-    """What a fetcher makes of what has come, its `PartitionRecords`; each `value` may be a list, see `records_in`."""
     return _Whole if _understood() else _Fetched
 
 

@@ -2,7 +2,7 @@
 The driver's consumer, used by the thread that owns it, which it keeps waiting only if it is told to.
 
 Private names of the driver that mqkit uses for consuming are here, in `member.py` and in `batch.py`:
-`_fetcher._fetch_futures` and `PartitionRecords`, `_subscription.assignment`, `_coordinator`, `_net`.
+`_fetcher._fetch_futures` and `_paused_completed_fetches`, `_subscription.assignment`, `_coordinator`, `_net`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer
 from kafka import TopicPartition as Partition
 from kafka import errors as native
 
-from mqkit.backends.kafka.batch import Damage, decoder, records_in
+from mqkit.backends.kafka.batch import Damage, decode_with, records_in
 from mqkit.backends.kafka.errors import translate
 from mqkit.backends.kafka.network import Client, learn
 from mqkit.backends.kafka.options import Cluster
@@ -71,7 +71,7 @@ class Consumer:
             )
         except native.KafkaError as exc:
             raise translate(exc, cluster) from exc
-        self.driver._fetcher.PartitionRecords = decoder()
+        decode_with(self.driver._fetcher)
 
     def learn(self, topics: Sequence[str]) -> dict[str, list[int]]:
         """The partitions of those of them that exist. Raises `Unavailable`."""
@@ -124,7 +124,7 @@ class Consumer:
         self._paused.discard(partition)
         self._damaged.pop(partition, None)
         self.driver.seek(partition, offset)
-        self.driver.resume(partition)
+        _switch(self.driver.resume, [partition])
 
     def position(self, partition: Partition) -> int | None:
         """From where the next records will come, if that is known."""
@@ -133,11 +133,16 @@ class Consumer:
 
     def pause(self, partitions: Collection[Partition]) -> None:
         self._paused.update(partitions)
-        self.driver.pause(*partitions)
+        _switch(self.driver.pause, partitions)
 
     def resume(self, partitions: Collection[Partition]) -> None:
         self._paused.difference_update(partitions)
-        self.driver.resume(*(partition for partition in partitions if partition not in self._damaged))
+        _switch(self.driver.resume, [partition for partition in partitions if partition not in self._damaged])
+
+    @property
+    def damaged(self) -> Collection[Partition]:
+        """Those that wait for repair."""
+        return self._damaged.keys()
 
     def close(self) -> None:
         if os.getpid() == self._pid:
@@ -146,9 +151,9 @@ class Consumer:
 
     def _hold_back(self, partition: Partition, error: Exception) -> None:
         where = {"topic": partition.topic, "partition": partition.partition, "offset": self.position(partition)}
-        log.error("batch.damaged", extra={**where, "error": f"{type(error).__name__}: {error}"})
         self._damaged[partition] = time.monotonic() + REPAIR
-        self.driver.pause(partition)
+        _switch(self.driver.pause, [partition])
+        log.error("batch.damaged", extra={**where, "error": f"{type(error).__name__}: {error}"})
 
     def _ask_again(self) -> None:
         """For what may have been repaired."""
@@ -157,8 +162,10 @@ class Consumer:
         now = time.monotonic()
         for partition in [partition for partition, until in self._damaged.items() if until <= now]:
             del self._damaged[partition]
-            if partition not in self._paused and partition in self.driver._subscription.assignment:
-                self.driver.resume(partition)
+            # Asked for before it was held back, so it is as old.
+            self.driver._fetcher._paused_completed_fetches.pop(partition, None)
+            if partition not in self._paused:
+                _switch(self.driver.resume, [partition])
 
     def failure(self, exc: BaseException) -> MqkitError:
         error = translate(exc, self.cluster)
@@ -167,3 +174,10 @@ class Consumer:
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
             raise Closed("this connection to Kafka belongs to the parent of this forked process")
+
+
+def _switch(switch: Callable[[Partition], None], partitions: Iterable[Partition]) -> None:
+    """Those that are ours: the group may take them away at any moment, on the driver's thread."""
+    for partition in partitions:
+        with contextlib.suppress(KeyError):
+            switch(partition)

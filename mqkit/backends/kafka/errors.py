@@ -20,21 +20,13 @@ from mqkit.errors import (
     Unavailable,
 )
 
-_OF_PRODUCERS: tuple[type[BaseException], ...] = (
-    native.ClusterAuthorizationFailedError,
-    native.SaslAuthenticationFailedError,
-)
-
 
 class GivenUp(native.KafkaError):  # type: ignore[misc]
     """By the driver, because of something else: whether it was written nobody knows."""
 
-    @classmethod
-    def because_of(cls, exc: BaseException) -> BaseException:
-        """What concerns the producer, and no message, says so of all of them."""
-        if not isinstance(exc, _OF_PRODUCERS):
-            exc = cls(f"given up because of another one: {type(exc).__name__}: {exc}")
-        return exc
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"given up because of another one: {type(cause).__name__}: {cause}")
+        self.cause = cause
 
 
 # The first match counts, so subclasses stand above their bases.
@@ -73,6 +65,7 @@ ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (OSError, Unavailable, "cannot be reached"),
 )
 
+_UNKNOWN = (GivenUp, native.RetriableError, native.UnknownProducerIdError, native.OutOfOrderSequenceNumberError)
 _CERTIFICATE_WANTED = re.compile(r"alert (bad certificate|certificate|unknown ca)|ALERT_CERTIFICATE_REQUIRED", re.I)
 
 
@@ -94,9 +87,10 @@ def publish_error(exc: BaseException, cluster: object) -> MqkitError:
     What became of a publish that failed.
 
     Kafka may have it whenever an answer is missing; then the driver has tried again, without doubling it, as long as it may.
+    Why the last try failed says nothing of the earlier ones.
     """
     error = translate(exc, cluster)
-    if isinstance(exc, (GivenUp, native.KafkaTimeoutError, native.RequestTimedOutError, native.KafkaConnectionError)):
+    if isinstance(error, Unavailable) and isinstance(exc, _UNKNOWN):
         return PublishUnknown(f"sent or not, nobody knows: {error}; publish again with the same id")
     if isinstance(error, Unavailable):
         return PublishFailed(str(error))

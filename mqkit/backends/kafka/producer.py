@@ -47,6 +47,7 @@ class Producer:
 
     def __init__(self, cluster: Cluster, transactional_id: str | None = None) -> None:
         self.cluster = cluster
+        self._identified = False
         self._pid = os.getpid()
         options = cluster.options
         settings = {
@@ -129,19 +130,25 @@ class Producer:
         return sent
 
     @property
+    def identified(self) -> bool:
+        """May it have sent anything? A cluster takes nothing of a producer to which it has given no id."""
+        return self._identified or bool(self.driver._transaction_manager.has_producer_id())
+
+    @property
     def spoilt(self) -> bool:
         """
-        Does it send nothing more?
+        Does it send nothing more? Has to be asked now and then.
 
         So it is after some refusals, of which one is that a topic does not take a message of this size; the driver gives up
         all others with the error of that. And after a batch of which nobody knows whether it was written has expired: then
         the driver forgets who it is, and does not ask again.
         """
         manager = self.driver._transaction_manager
+        if manager.has_producer_id():
+            self._identified = True
+            return bool(manager.has_fatal_error())
         if manager.has_fatal_error():
             return True
-        if manager.has_producer_id():
-            return False
         with manager._lock:  # it may be about to get its first
             return manager._current_state == TransactionState.READY and not manager.has_producer_id()
 

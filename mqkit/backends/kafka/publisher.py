@@ -13,7 +13,7 @@ from kafka import TopicPartition as Partition
 from mqkit._signal import Signal
 from mqkit.backends.base import Address, Outcome, Outgoing
 from mqkit.backends.kafka import wire
-from mqkit.backends.kafka.errors import publish_error
+from mqkit.backends.kafka.errors import GivenUp, publish_error
 from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.backends.kafka.producer import Producer
 from mqkit.backends.kafka.record import ProducerRecord
@@ -47,7 +47,7 @@ class KafkaPublisher:
         return None
 
     def submit(self, batch: Sequence[Outgoing]) -> None:
-        if self._producer.spoilt:
+        if self._late or self._producer.spoilt:
             self._late += batch
             self._changed.set()
             return
@@ -73,7 +73,7 @@ class KafkaPublisher:
             line.append((sent, message))
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
-        spoilt = self._producer.spoilt
+        spoilt = bool(self._late) or self._producer.spoilt
         self._changed.wait(timeout if not self._outcomes and not spoilt else 0.0)
         self._gather()
         outcomes, self._outcomes = self._outcomes, []
@@ -162,6 +162,8 @@ class KafkaPublisher:
             while line and line[0][0].is_done:
                 sent, message = line.popleft()
                 failure = sent.exception
+                if isinstance(failure, GivenUp) and not self._producer.identified:
+                    failure = failure.cause  # nothing was ever sent
                 if failure is None:
                     self._outcomes.append((message.token, None))
                 else:

@@ -78,7 +78,9 @@ class First(msgspec.Struct):
 
     @property
     def exception(self) -> BaseException | None:
-        return _failure(self.future._produce_future, self.future.args[0])
+        future = self.future
+        failure: BaseException | None = future.exception
+        return _failure(future._produce_future, future.args[0]) if failure is not None and _understood() else failure
 
 
 def _failure(produce: Any, index: int) -> BaseException | None:
@@ -89,7 +91,7 @@ def _failure(produce: Any, index: int) -> BaseException | None:
         if failures is not None:
             failure = failures(index)
             if base == -1:  # it was not refused itself
-                return GivenUp.because_of(failure)
+                return GivenUp(failure)
     return failure
 
 

@@ -202,6 +202,10 @@ class Survey:
                 for record in records:
                     if record.offset < ends[place] and not pasts[place].is_done(record.offset):
                         yield record, pasts[place]
+            if damaged := left.intersection(reader.damaged):
+                raise Unavailable(
+                    f"{self._cluster} has a damaged batch in {', '.join(sorted({one.topic for one in damaged}))}"
+                )
             # Behind the last record may be nothing but the marks of transactions.
             left = {place for place in left if (reader.position(place) or 0) < ends[place]}
             if time.monotonic() > deadline:

@@ -6,15 +6,23 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 
-from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, encode, forms, is_wrapped, unfetched
+from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, encode, forms, is_wrapped
 from mqkit.backends.sqs.errors import RAISED, translate
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.errors import ConfigError, Lost
@@ -23,6 +31,13 @@ Reply = Mapping[str, Any]
 
 CONNECT = 3.0  # seconds a connection may take to be made
 _driver_logs = ("boto3", "botocore")
+_CREDENTIALS = (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
 
 
 class Client:
@@ -32,10 +47,15 @@ class Client:
     It tries each call once: a driver that repeats a call whose answer was lost stores its messages twice.
     """
 
-    def __init__(self, native: Any, endpoint: Endpoint, direct: Mapping[str, Direct]) -> None:
+    def __init__(self, native: Any, endpoint: Endpoint, direct: Mapping[str, Direct], credentials: Any) -> None:
+        """
+        Args:
+            credentials: That may have to be renewed.
+        """
         self._native = native
         self._endpoint = endpoint
         self._direct = direct
+        self._credentials = credentials
 
     def call(self, operation: str, what: str, **arguments: Any) -> Reply:
         """
@@ -54,6 +74,8 @@ class Client:
         else:
             call = functools.partial(direct, encode(arguments))
         try:
+            if self._credentials is not None:  # else what fails there would be taken for an answer to the call
+                _guarded(self._credentials.get_frozen_credentials)
             reply: Reply = call()
         except RAISED as exc:
             raise translate(exc, self._endpoint, what) from exc
@@ -68,6 +90,21 @@ class Client:
 
     def close(self) -> None:
         self._native.close()
+
+
+def _guarded(fetch: Callable[[], Any]) -> Any:
+    """
+    What programs, files and services of the user's give for credentials, which may fail in any way; nothing was sent then.
+
+    Raises:
+        BotoCoreError, ClientError: As `translate` knows it.
+    """
+    try:
+        return fetch()
+    except (ClientError, *_CREDENTIALS):
+        raise
+    except Exception as exc:
+        raise CredentialRetrievalError(provider="AWS's own chain", error_msg=f"{type(exc).__name__}: {exc}") from exc
 
 
 @functools.cache
@@ -113,34 +150,32 @@ class Clients:
             if self._session is None or self._process != os.getpid():
                 self._session, self._process = Session(), os.getpid()
                 self._session.register_component("data_loader", _descriptions())
+            credentials = self._found_credentials(service)
             native = self._native(service, config)
             direct: dict[str, Direct] = {}
             if service == "sqs" and not checked:
                 if self._forms is None:
                     self._forms = forms(native)
                 direct = {operation: Direct(native, operation, form) for operation, form in self._forms.items()}
-        return Client(native, self.endpoint, direct)
+        return Client(native, self.endpoint, direct, credentials)
 
     def _native(self, service: str, config: Config) -> Any:
-        arguments = self.endpoint.arguments()
         try:
-            if self.endpoint.key is None:
-                self._fetch_credentials()
-            return self._session.create_client(service, config=config, **arguments)
+            return self._session.create_client(service, config=config, **self.endpoint.arguments())
         except BotoCoreError as exc:
             raise translate(exc, self.endpoint, f"a client of {service}") from exc
         except ValueError as exc:
             problem = f"{exc}; see what the environment and AWS's files say of endpoint and region"
             raise ConfigError(f"{self.endpoint} cannot be asked: {problem}") from exc
 
-    def _fetch_credentials(self) -> None:
-        """By AWS's own chain, where programs and files of the user's may fail in any way; kept by the session."""
+    def _found_credentials(self, service: str) -> Any:
+        """By AWS's own chain, and kept by the session; None where the URL has them, or there are none."""
+        if self.endpoint.key is not None:
+            return None
         try:
-            self._session.get_credentials()
-        except BotoCoreError:
-            raise
-        except Exception as exc:
-            raise unfetched(exc) from exc
+            return _guarded(self._session.get_credentials)
+        except BotoCoreError as exc:
+            raise translate(exc, self.endpoint, f"a client of {service}") from exc
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()

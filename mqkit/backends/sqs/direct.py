@@ -26,7 +26,7 @@ from botocore import UNSIGNED, auth, awsrequest, parsers
 from botocore.client import BaseClient, ClientCreator
 from botocore.credentials import Credentials
 from botocore.endpoint import Endpoint
-from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from mqkit.backends.sqs import replies
 
@@ -150,7 +150,11 @@ class Direct:
 
     def __call__(self, body: bytes) -> dict[str, Any]:
         """With arguments as `encode` makes them. Raises what is in `errors.RAISED`."""
-        answer = self._session.send(self._form.request(self._credentials(), body, _stamp()))
+        form = self._form
+        credentials = self._signer.get_auth_instance(form.service, form.region, "v4").credentials
+        if credentials is None:
+            raise NoCredentialsError
+        answer = self._session.send(form.request(credentials, body, _stamp()))
         if answer.status_code >= 300:
             raise self._refusal(answer)
         reply: dict[str, Any] = {}
@@ -162,28 +166,12 @@ class Direct:
         reply["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
         return reply
 
-    def _credentials(self) -> Any:
-        """Those that have run out are fetched anew, by programs and from files of the user's."""
-        try:
-            credentials = self._signer.get_auth_instance(self._form.service, self._form.region, "v4").credentials
-        except (BotoCoreError, ClientError):
-            raise
-        except Exception as exc:
-            raise unfetched(exc) from exc
-        if credentials is None:
-            raise NoCredentialsError
-        return credentials
-
     def _refusal(self, answer: Any) -> ClientError:
         whole = {"status_code": answer.status_code, "headers": answer.headers, "body": answer.content}
         parsed = self._refusals.parse(whole, None)
         error = parsed.get("Error", {})
         kind: type[ClientError] = self._native.exceptions.from_code(error.get("QueryErrorCode") or error.get("Code"))
         return kind(parsed, self._form.operation)
-
-
-def unfetched(exc: Exception) -> CredentialRetrievalError:
-    return CredentialRetrievalError(provider="AWS's own chain", error_msg=f"{type(exc).__name__}: {exc}")
 
 
 def is_wrapped() -> bool:

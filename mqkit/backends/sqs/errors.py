@@ -27,7 +27,7 @@ RAISED = (
     ResponseParserError,
     OSError,
     AttributeError,
-    KeyError,
+    LookupError,
     RuntimeError,
     TypeError,
     ValueError,

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import trustme
 from botocore import auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, RefreshableCredentials
+from botocore.exceptions import ReadTimeoutError, UnauthorizedSSOTokenError
 
 from mqkit import Queue
 from mqkit._url import Url, parse_options
@@ -433,20 +435,32 @@ def test_credentials_that_were_refreshed_sign_the_next_call() -> None:
     ] == [("FIRST", "token-FIRST"), ("SECOND", "token-SECOND")]
 
 
-@pytest.mark.parametrize("failure", [ValueError, AttributeError, RuntimeError, FileNotFoundError])
-def test_credentials_that_cannot_be_refreshed_send_nothing(failure: type[Exception]) -> None:
-    """They come from programs and files of the user's, and botocore lets through what happens there."""
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ValueError("the login has run out"),
+        IndexError("the login has run out"),
+        RuntimeError("the login has run out"),
+        FileNotFoundError("the login has run out"),
+        TimeoutExpired("the login has run out", 1.0),
+        ReadTimeoutError(endpoint_url="the login has run out"),
+        UnauthorizedSSOTokenError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_credentials_that_cannot_be_refreshed_send_nothing(failure: Exception) -> None:
+    """They come from programs, files and services of the user's, and botocore lets through what happens there."""
 
     def fetch() -> dict[str, str]:
-        raise failure("the login has run out")
+        raise failure
 
     server = Refusing(200, b"{}", headers=KNOWN)
     try:
-        direct, _ = both(at(server.port))
-        gone = datetime.now(UTC) - timedelta(seconds=1)
-        direct._native._request_signer._credentials = RefreshableCredentials("A", "B", "C", gone, fetch, "test")
-        with pytest.raises(Unavailable, match="the login has run out"):
-            direct.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
+        for client in both(at(server.port)):
+            gone = datetime.now(UTC) - timedelta(seconds=1)
+            client._credentials = RefreshableCredentials("A", "B", "C", gone, fetch, "test")
+            with pytest.raises(Unavailable, match=f"credentials could not be fetched.*{type(failure).__name__}"):
+                client.call("receive_message", "", QueueUrl="http://127.0.0.1/1/words")
     finally:
         server.close()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kafka import TopicPartition as Partition
 from kafka import codec as codecs
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError, UnsupportedCodecError
+from kafka.errors import CorruptRecordError, KafkaError, TopicAuthorizationFailedError, UnsupportedCodecError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
@@ -24,7 +24,7 @@ from kafka.structs import OffsetAndMetadata
 
 from mqkit.backends.kafka import batch as batches
 from mqkit.backends.kafka import record
-from mqkit.backends.kafka.batch import Damage, decoder, records_in
+from mqkit.backends.kafka.batch import Damage, decode_with, decoder, records_in
 from mqkit.backends.kafka.record import KNOWN, Record
 
 PLACE = Partition("orders", 3)
@@ -159,8 +159,31 @@ def test_after_a_wrong_sum_the_driver_asks_again(monkeypatch: pytest.MonkeyPatch
     assert state.position.offset == 1
 
 
-def fetcher_with(fetched: Any) -> tuple[Any, Any]:
+@pytest.mark.parametrize("error", [CorruptRecordError("at the broker"), KafkaError("no complete records")])
+def test_what_is_found_before_it_is_decoded_is_damage_of_its_partition(error: KafkaError) -> None:
+    fetcher, state = fetcher_with(None, before_decoding=error)
+
+    [(place, [damage])] = Fetcher.fetched_records(fetcher)[0].items()
+
+    assert (place, type(damage.error), damage.error.__cause__) == (PLACE, CorruptRecordError, error)
+    assert str(error) in str(damage.error)
+    assert state.position.offset == 0
+    assert Fetcher.fetched_records(fetcher) == ({}, False)
+
+
+def test_what_the_whole_consumer_is_told_is_raised() -> None:
+    fetcher, _ = fetcher_with(None, before_decoding=TopicAuthorizationFailedError())
+    with pytest.raises(TopicAuthorizationFailedError):
+        Fetcher.fetched_records(fetcher)
+
+
+def fetcher_with(fetched: Any, before_decoding: KafkaError | None = None) -> tuple[Any, Any]:
     """What a fetcher of the driver knows that has this in its hands, and its state of the partition."""
+
+    def parse(_: Any) -> Any:
+        assert before_decoding is not None
+        raise before_decoding
+
     state = SimpleNamespace(position=OffsetAndMetadata(0, "", -1), highwater=None)
     subscriptions = SimpleNamespace(
         assignment={PLACE: state},
@@ -176,11 +199,13 @@ def fetcher_with(fetched: Any) -> tuple[Any, Any]:
         _next_in_line_exception_metadata=None,
         _paused_completed_fetches={},
         _paused_partition_records={},
-        _completed_fetches=deque(),
+        _completed_fetches=deque([] if fetched else [SimpleNamespace(fetched_offset=0, topic_partition=PLACE)]),
+        _parse_fetched_data=parse,
         _sensors=None,
         _next_partition_records=fetched,
     )
     fetcher._append = MethodType(Fetcher._append, fetcher)
+    decode_with(fetcher)
     return fetcher, state
 
 

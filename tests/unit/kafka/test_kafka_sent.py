@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 from kafka import TopicPartition as Partition
 from kafka.errors import (
-    ClusterAuthorizationFailedError,
     InvalidRecordError,
+    KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
+    NotEnoughReplicasAfterAppendError,
+    NotLeaderForPartitionError,
+    OutOfOrderSequenceNumberError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
 )
 from kafka.producer.future import FutureRecordMetadata
 from kafka.producer.producer_batch import ProducerBatch
@@ -23,7 +28,7 @@ from mqkit.backends.kafka import sent as sents
 from mqkit.backends.kafka.errors import GivenUp, publish_error
 from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.backends.kafka.sent import First, Sent, append
-from mqkit.errors import PublishUnknown
+from mqkit.errors import Denied, MessageTooLarge, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 PLACE = Partition("orders", 3)
 
@@ -116,16 +121,10 @@ def test_of_a_batch_that_is_given_up_nobody_knows_whatever_was_the_reason() -> N
     line.batches[0].abort(MessageSizeTooLargeError("another one"))
     assert (line.done, line.failures) == ([True] * 2, [GivenUp] * 2)
     for sent in line.sent:
+        assert isinstance(sent.exception.cause, MessageSizeTooLargeError)
         error = publish_error(sent.exception, "Kafka")
         assert isinstance(error, PublishUnknown)
         assert "MessageSizeTooLargeError: another one" in str(error)
-
-
-def test_what_concerns_the_whole_producer_is_said_of_each() -> None:
-    line = Line()
-    line.add(b"first", b"second")
-    line.batches[0].abort(ClusterAuthorizationFailedError("no"))
-    assert line.failures == [ClusterAuthorizationFailedError] * 2
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -159,6 +158,22 @@ def test_what_comes_while_a_batch_is_sent_begins_another() -> None:
     line.add(b"third", b"fourth")
     assert [batch.record_count for batch in line.batches] == [2, 2]
     assert [type(sent) for sent in line.sent] == [First, Sent, First, Sent]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (NotLeaderForPartitionError, PublishUnknown),  # an earlier try may have been answered by nobody
+        (NotEnoughReplicasAfterAppendError, PublishUnknown),
+        (OutOfOrderSequenceNumberError, PublishUnknown),
+        (UnknownTopicOrPartitionError, NotFound),
+        (MessageSizeTooLargeError, MessageTooLarge),
+        (TopicAuthorizationFailedError, Denied),
+        (InvalidRecordError, PublishFailed),
+    ],
+)
+def test_what_a_failure_says_of_a_publish(failure: type[KafkaError], expected: type[MqkitError]) -> None:
+    assert type(publish_error(failure(), "Kafka")) is expected
 
 
 def test_who_waits_for_a_batch_that_is_split_again_is_woken() -> None:
