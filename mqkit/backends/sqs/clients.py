@@ -174,7 +174,7 @@ class Clients:
             return None
         try:
             return _guarded(self._session.get_credentials)
-        except BotoCoreError as exc:
+        except (BotoCoreError, ClientError) as exc:
             raise translate(exc, self.endpoint, f"a client of {service}") from exc
 
     def after_fork(self) -> None:
