@@ -23,7 +23,7 @@ from mqkit.backends.kafka.network import Client, learn
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.backends.kafka.record import ProducerRecord
-from mqkit.backends.kafka.sent import append
+from mqkit.backends.kafka.sent import appender
 from mqkit.errors import Closed, Lost, MqkitError, NotFound, PublishFailed, Unavailable
 
 TRANSACTION = (
@@ -48,6 +48,7 @@ class Producer:
     def __init__(self, cluster: Cluster, transactional_id: str | None = None) -> None:
         self.cluster = cluster
         self._identified = False
+        self._append = appender()
         self._pid = os.getpid()
         options = cluster.options
         settings = {
@@ -122,7 +123,7 @@ class Producer:
             Something with `is_done`, and then `exception`.
         """
         try:
-            sent, full = append(self.driver._accumulator, place, record, ring)
+            sent, full = self._append(self.driver._accumulator, place, record, ring)
         except native.KafkaError as exc:
             raise translate(exc, self.cluster) from exc
         if full:

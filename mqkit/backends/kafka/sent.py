@@ -27,6 +27,7 @@ from mqkit.backends.kafka.record import ProducerRecord
 log = logging.getLogger("mqkit")
 
 Ring = Callable[[Any], object]
+Appender = Callable[[Any, Partition, ProducerRecord, Ring], "tuple[Sent | First, bool]"]
 
 _OF_APPENDING = {
     "records",
@@ -95,35 +96,34 @@ def _failure(produce: Any, index: int) -> BaseException | None:
     return failure
 
 
-def append(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring) -> tuple[Sent | First, bool]:
+def appender() -> Appender:
     """
-    Only one thread may append.
+    Onto a batch. Only one thread may append.
 
     Returns:
-        What was sent; and whether there is a batch that the sender could take.
+        Of an accumulator, a place, a record and a ring: what was sent; and whether there is a batch that the sender could take.
     """
-    if _understood() and (joined := _join(accumulator, place, record, ring)) is not None:
-        return joined
+    return _join if _understood() else _begin
+
+
+def _join(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring) -> tuple[Sent | First, bool]:
+    with accumulator._tp_lock(place):
+        if batches := accumulator._batches[place]:
+            batch = batches[-1]
+            added = batch.records.append(None, record.key, record.value, record.headers)
+            if added is not None:
+                batch.max_record_size = max(batch.max_record_size, added.size)
+                batch.last_append = time.monotonic()
+                sent = Sent(batch.produce_future, added.offset, ring)
+                batch._record_futures.append(sent)
+                return sent, len(batches) > 1 or batch.records.is_full()
+    return _begin(accumulator, place, record, ring)
+
+
+def _begin(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring) -> tuple[First, bool]:
     future, _, _, _ = accumulator.append(place, None, record.key, record.value, record.headers)
     future.add_both(ring)
     return First(future), True
-
-
-def _join(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring) -> tuple[Sent, bool] | None:
-    """None: there is no batch that has room."""
-    with accumulator._tp_lock(place):
-        batches = accumulator._batches[place]
-        if not batches:
-            return None
-        batch = batches[-1]
-        added = batch.records.append(None, record.key, record.value, record.headers)
-        if added is None:
-            return None
-        batch.max_record_size = max(batch.max_record_size, added.size)
-        batch.last_append = time.monotonic()
-        sent = Sent(batch.produce_future, added.offset, ring)
-        batch._record_futures.append(sent)
-        return sent, len(batches) > 1 or batch.records.is_full()
 
 
 @functools.cache
@@ -134,17 +134,16 @@ def _understood() -> bool:
     try:
         ours, theirs = (RecordAccumulator(message_version=2, delivery_timeout_ms=60_000) for _ in range(2))
         for accumulator in (ours, theirs):
-            accumulator.append(place, None, b"first", b"body", [])
-        future = theirs.append(place, None, record.key, record.value, record.headers)[0]
-        joined = _join(ours, place, record, id)
-        if joined is not None:
-            [one], [other] = ours._batches[place], theirs._batches[place]
-            before = First(future).is_done or joined[0].is_done
-            same = _state(one) == _state(other) and joined[0].index == future.args[0]
-            for batch in (one, other):
-                batch.complete(0, -1)
-            if same and not before and First(future).is_done and joined[0].is_done and First(future).exception is None:
-                return True
+            _begin(accumulator, place, record, id)
+        one, _ = _join(ours, place, record, id)
+        other, _ = _begin(theirs, place, record, id)
+        [mine], [its] = ours._batches[place], theirs._batches[place]
+        same = isinstance(one, Sent) and _state(mine) == _state(its) and one.index == other.future.args[0]
+        waits = not one.is_done and not other.is_done
+        for batch in (mine, its):
+            batch.complete(0, -1)
+        if same and waits and one.is_done and other.is_done and one.exception is None:
+            return True
     except Exception as exc:  # noqa: BLE001  whatever has become of the names we use
         error = repr(exc)
     log.warning("driver.changed", extra={"driver": "kafka-python", "error": error})

@@ -13,9 +13,7 @@ Job = Callable[[], None]
 
 
 class Workers:
-    """
-    At most so many threads, started when there is work for them. They do not keep a process from ending.
-    """
+    """At most so many threads, started when there is work for them. They do not keep a process from ending."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most

@@ -15,6 +15,7 @@ from kafka.errors import (
     KafkaTimeoutError,
     MessageSizeTooLargeError,
     NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
     NotLeaderForPartitionError,
     OutOfOrderSequenceNumberError,
     TopicAuthorizationFailedError,
@@ -27,7 +28,7 @@ from kafka.producer.record_accumulator import RecordAccumulator
 from mqkit.backends.kafka import sent as sents
 from mqkit.backends.kafka.errors import GivenUp, publish_error
 from mqkit.backends.kafka.record import ProducerRecord
-from mqkit.backends.kafka.sent import First, Sent, append
+from mqkit.backends.kafka.sent import First, Sent, appender
 from mqkit.errors import Denied, MessageTooLarge, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 PLACE = Partition("orders", 3)
@@ -45,6 +46,7 @@ class Line:
 
     def __init__(self, size: int = 1 << 16) -> None:
         self.accumulator = RecordAccumulator(message_version=2, batch_size=size, delivery_timeout_ms=60_000)
+        self.append = appender()
         self.sent: list[Any] = []
         self.full: list[bool] = []
         self.rung = 0
@@ -52,7 +54,7 @@ class Line:
     def add(self, *bodies: bytes) -> None:
         for body in bodies:
             record = ProducerRecord("orders", b"key", body, [("name", b"value")])
-            sent, full = append(self.accumulator, PLACE, record, self._ring)
+            sent, full = self.append(self.accumulator, PLACE, record, self._ring)
             self.sent.append(sent)
             self.full.append(full)
 
@@ -164,6 +166,7 @@ def test_what_comes_while_a_batch_is_sent_begins_another() -> None:
     ("failure", "expected"),
     [
         (NotLeaderForPartitionError, PublishUnknown),  # an earlier try may have been answered by nobody
+        (NotEnoughReplicasError, PublishUnknown),
         (NotEnoughReplicasAfterAppendError, PublishUnknown),
         (OutOfOrderSequenceNumberError, PublishUnknown),
         (UnknownTopicOrPartitionError, NotFound),
@@ -237,9 +240,9 @@ def test_where_the_driver_has_changed_records_join_in_its_own_way(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     change(monkeypatch)
-    line = Line()
 
     with caplog.at_level(logging.WARNING, "mqkit"):
+        line = Line()
         line.add(b"first", b"second", b"third")
 
     assert [record.message for record in caplog.records].count("driver.changed") == 1
