@@ -1,9 +1,4 @@
-"""
-Consumers that are killed by test_crashes: `python programs.py NAME URL LOG`.
-
-Each handling is one line in LOG, written by a single append, so that the order of lines is the order of events over all
-processes.
-"""
+"""Consumers that are killed by test_crashes: `python -m tests.crash.programs NAME URL LOG`. A handling is a line in LOG."""
 
 from __future__ import annotations
 
@@ -14,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from mqkit import Bus, Delivery, Queue, Retry, fixed
+from tests.journal import Journal
 
 numbers = Queue("numbers", int)
 copies = Queue("copies", int)
@@ -21,14 +17,6 @@ keyed = Queue("keyed", dict, key=lambda event: event["key"])
 
 
 WORK = 0.002  # seconds a handler is at work, so that kills meet handlers that run
-
-
-class Journal:
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def write(self, *values: object) -> None:
-        os.write(self._descriptor, (" ".join(map(str, values)) + "\n").encode())
 
 
 def count(bus: Bus, journal: Journal) -> None:

@@ -24,7 +24,7 @@ class Consumers:
     """Some processes of one program; each that is killed, or dies, is replaced."""
 
     def __init__(self, program: str, url: str, log: Path, count: int) -> None:
-        self._command = [sys.executable, programs.__file__, program, url, str(log)]
+        self._command = [sys.executable, "-m", programs.__name__, program, url, str(log)]
         self._processes = [self._spawn() for _ in range(count)]
 
     def _spawn(self) -> subprocess.Popen[bytes]:

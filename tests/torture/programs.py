@@ -1,8 +1,4 @@
-"""
-The processes that are tortured: `python -m tests.torture.programs publish|consume URL JOURNAL`, until SIGTERM.
-
-An event is one line, appended by one system call, so the order of lines is that of events over all processes.
-"""
+"""The processes that are tortured: `python -m tests.torture.programs publish|consume URL JOURNAL`, until SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from contextlib import suppress
 
 from mqkit import Bus, Delivery, Queue, Retry, fixed
 from mqkit.errors import MqkitError, PublishUnknown
+from tests.journal import Journal
 from tests.torture import mutants
 
 numbers = Queue("tortured", str)
@@ -31,14 +28,6 @@ SLOW = 0.01  # share of handlings that take long, so that kills meet some whose 
 LONG = 0.3  # seconds: those
 FLAKY = 0.05  # share of attempts that fail
 AGAIN = 0.2  # seconds before a message is sent again
-
-
-class Journal:
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def write(self, *words: object) -> None:
-        os.write(self._descriptor, (" ".join(map(str, words)) + "\n").encode())
 
 
 class Publisher:

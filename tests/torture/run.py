@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mqkit import Bus
+from tests.journal import Journal
 from tests.torture.arena import Arena
 from tests.torture.crowd import Crowd
 from tests.torture.history import History, Verdict
-from tests.torture.programs import Journal, numbers, receipts
+from tests.torture.programs import numbers, receipts
 
 PUBLISHERS, CONSUMERS = 2, 3
 BETWEEN = 150  # messages handled between two faults

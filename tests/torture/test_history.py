@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import pytest
 
+from tests.journal import Journal
 from tests.torture.history import History, Verdict
 
 
@@ -52,3 +56,17 @@ def test_a_second_handling_must_be_a_redelivery_or_a_resend(lines: tuple[str, ..
 def test_what_a_handler_staged_must_arrive_and_nothing_else_may():
     assert verdict("try a", "ok a", "done a 1").unpaid == ["a"]
     assert verdict("try a", "ok a", "receipt a").unpaid == ["a"]
+
+
+def test_no_line_of_a_journal_lies_on_two_pages(tmp_path: Path):
+    journal = Journal(str(tmp_path / "journal"))
+    for number in range(1000):
+        journal.write("done", f"waiting-{number}", 1, 2**22)
+    written = (tmp_path / "journal").read_bytes()
+    ends = range(mmap.PAGESIZE, len(written), mmap.PAGESIZE)
+
+    assert len(ends) > 10
+    assert {written[end - 1 : end] for end in ends} == {b"\n"}
+    assert len(History.of(written.decode().splitlines()).done) == 1000
+    with pytest.raises(ValueError, match="limit is 64"):
+        journal.write("try", "a" * 64)

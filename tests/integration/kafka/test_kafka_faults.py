@@ -365,7 +365,8 @@ class TestDamage:
                 assert bus.health().ready
         assert sorted(seen) == sorted(["first", *(f"other {number}" for number in range(20))])
         assert set(batches_said(caplog)) == {(harness.topic(halves), 0, 1)}
-        assert {record.message for record in caplog.records} == {"batch.damaged"}
+        said = {record.message for record in caplog.records}
+        assert {message for message in said if not message.startswith("publisher.")} == {"batch.damaged"}
 
         with bus.worker():
             harness.wait(lambda: len(seen) == 23)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import redis
@@ -53,9 +53,7 @@ def client(server: RedisProcess) -> redis.Redis:
 
 def test_a_wrong_password_is_denied_at_once_and_shown_nowhere() -> None:
     with RedisProcess(password="right-one") as server:
-        bus = Bus(server.url.replace("right-one", "wrong-one"))
-
-        with pytest.raises(Denied) as found:
+        with closing(Bus(server.url.replace("right-one", "wrong-one"))) as bus, pytest.raises(Denied) as found:
             bus.open(timeout=30)
 
         assert not found.value.retryable
@@ -199,8 +197,8 @@ def test_no_log_at_any_level_has_the_password(caplog: pytest.LogCaptureFixture) 
             server.start()
             until(lambda: publish_again(consumer.bus, "two"))
             until(lambda: "two" in consumer.seen)
-        with pytest.raises(Denied):
-            Bus(server.url.replace("s3cret", "s3cret-and-wrong")).open(timeout=10.0)
+        with closing(Bus(server.url.replace("s3cret", "s3cret-and-wrong"))) as denied, pytest.raises(Denied):
+            denied.open(timeout=10.0)
 
     said = "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
     assert "s3cret" not in said + caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -73,7 +73,7 @@ def test_the_documented_rights_are_enough_for_everything() -> None:
     with RedisProcess(users={"app": RedisUser(password="pw", rules=rules)}) as server:
         exercise(server.url_of("app"))
         elsewhere = Bus(f"{server.url_of('app')}?{urlencode({'prefix': '{other}:'})}")
-        with pytest.raises(Denied):
+        with closing(elsewhere), pytest.raises(Denied):
             elsewhere.open(timeout=10)
 
 
@@ -85,7 +85,7 @@ def test_tls_with_a_trusted_authority(certificates: Certificates) -> None:
 def test_tls_with_an_authority_that_is_not_trusted(certificates: Certificates) -> None:
     with RedisProcess(tls=certificates) as server:
         bus = Bus(f"{server.tls_url}?{urlencode({'ca': certificates.stranger})}")
-        with pytest.raises(Denied, match="CERTIFICATE_VERIFY_FAILED"):
+        with closing(bus), pytest.raises(Denied, match="CERTIFICATE_VERIFY_FAILED"):
             bus.open(timeout=10)
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
 
 from sqlite_station import QUEUE, Station, message, take
@@ -21,6 +20,7 @@ from mqkit._url import Url
 from mqkit.backends.base import Address, Declaration, Done, Received, Release, Settlement
 from mqkit.backends.sqlite import SqliteBackend
 from mqkit.errors import MqkitError
+from tests.journal import Journal
 
 RESULTS = Address("queue", "results")
 
@@ -113,14 +113,14 @@ def keep_locked(path: str, locked: Event, release: Event) -> None:
 
 
 def publish_until_killed(path: str, seen: str) -> None:
-    """Note each id in a file of its own once its publish has returned."""
+    """Note each id once its publish has returned."""
     station = Station(path)
     station.declare(QUEUE)
-    with Path(seen).open("a", buffering=1) as notes:
-        for number in range(1_000_000):
-            id = f"{os.getpid()}-{number}"
-            station.publish(QUEUE, id)
-            notes.write(f"{id}\n")
+    journal = Journal(seen)
+    for number in range(1_000_000):
+        id = f"{os.getpid()}-{number}"
+        station.publish(QUEUE, id)
+        journal.write(id)
 
 
 @contextmanager
