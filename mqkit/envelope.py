@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import msgspec
+
+# What a foreign sender may claim. Other numbers could not be counted on, written again, or shown.
+Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Moment = Annotated[float, msgspec.Meta(ge=-62_135_596_800, le=253_402_300_799)]  # epoch seconds: the years 1 to 9999
 
 PREFIX = "mq-"  # reserved: user headers may not start with it, in any case
 
@@ -20,10 +24,10 @@ class Dead(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     reason: str
     error_type: str = ""
-    attempts: int = 0
+    attempts: Count = 0
     origin: str = ""
-    died_at: float = 0.0
-    priority: int = 0
+    died_at: Moment = 0.0
+    priority: Count = 0
 
 
 class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
@@ -34,9 +38,9 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     correlation_id: str = ""
     causation_id: str = ""
     reply_to: str = ""
-    sent_at: float = 0.0  # epoch seconds, the sender's wall clock: information only, nothing is decided by it
-    attempt: int = 1  # where the backend keeps no attempts of its own, the copy carries the number
-    since: float = 0.0  # and the moment of the first failure, by the backend's clock; 0 before there was one
+    sent_at: Moment = 0.0  # epoch seconds, the sender's wall clock: information only, nothing is decided by it
+    attempt: Count = 1  # where the backend keeps no attempts of its own, the copy carries the number
+    since: Moment = 0.0  # and the moment of the first failure, by the backend's clock; 0 before there was one
     dead: Dead | None = None
 
 
@@ -84,15 +88,27 @@ def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
     return Envelope(**own), user
 
 
-_TEXT_TYPES: dict[Any, Callable[[str], Any]] = {"str": str, "float": float, "int": int}
+def _bounded(alias: Any) -> Callable[[str], Any]:
+    kind, limits = get_args(alias)
+
+    def convert(text: str) -> Any:
+        number = kind(text)
+        if not limits.ge <= number <= limits.le:
+            raise ValueError(f"{number} is not between {limits.ge} and {limits.le}")
+        return number
+
+    return convert
+
+
+_FROM_TEXT: dict[Any, Callable[[str], Any]] = {str: str, Count: _bounded(Count), Moment: _bounded(Moment)}
 
 
 def _fields(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, tuple[str, Callable[[str], Any], bool]]:
     """By header: the attribute, how to read it, and whether it is one of a dead letter."""
     return {
-        _header(prefix + field.name): (field.name, _TEXT_TYPES[name], struct is Dead)
+        _header(prefix + field.name): (field.name, _FROM_TEXT[field.type], struct is Dead)
         for field in msgspec.structs.fields(struct)
-        if (name := getattr(field.type, "__name__", "")) in _TEXT_TYPES
+        if field.type in _FROM_TEXT
     }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+import confluent_kafka
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.destinations import Destination
@@ -45,11 +46,12 @@ class KafkaHarness(Harness):
     def inject(self, destination: Destination[Any], body: bytes, headers: dict[str, str]) -> None:
         self.write(self._kafka_names.topic(destination.address), body, headers)
 
-    def write(self, topic: str, body: bytes, headers: dict[str, str]) -> None:
-        producer = KafkaProducer(bootstrap_servers=self._address)
-        texts = [(name, value.encode()) for name, value in headers.items()]
-        producer.send(topic, body, headers=texts).get(10)
-        producer.close()
+    def write(self, topic: str, body: bytes, headers: Mapping[str, str | None]) -> None:
+        producer = confluent_kafka.Producer(
+            {"bootstrap.servers": self._address}
+        )  # takes null for the value of a header
+        producer.produce(topic, body, headers=list(headers.items()))
+        assert producer.flush(10) == 0
 
     def lane(self, delay: float) -> str:
         """The topic in which what is delayed so long waits first."""

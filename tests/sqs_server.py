@@ -56,6 +56,10 @@ class SqsHarness(Harness):
                 QueueUrl=self._url(destination), MessageBody=body.decode(), MessageAttributes=attributes
             )
 
+    def send_native(self, destination: Destination[Any], body: str, attributes: dict[str, Any]) -> None:
+        """To a queue, with attributes as AWS writes them."""
+        self._sqs.send_message(QueueUrl=self._url(destination), MessageBody=body, MessageAttributes=attributes)
+
     def read_native(self, destination: Destination[Any]) -> list[bytes]:
         return [_octets(message) for message in self._read(destination)]
 

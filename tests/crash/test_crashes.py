@@ -145,6 +145,7 @@ def test_exactly_once_into_a_second_queue_under_twenty_kills(url: str, tmp_path:
 
 
 def test_keys_stay_in_order_over_three_processes_failures_and_ten_kills(url: str, tmp_path: Path):
+    url = url.replace("lease=1.0", "lease=3.0")  # who lives must not lose what it is about to write down
     bus, log, keys, each = Bus(url), tmp_path / "log", 40, 50
     publish(
         bus, programs.keyed, [{"key": f"k{key}", "number": number} for number in range(each) for key in range(keys)]

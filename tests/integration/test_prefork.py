@@ -47,7 +47,7 @@ def arrived(url: str, count: int) -> Counter[str]:
     """So many messages at least, and what else is there a second later."""
     found: Counter[str] = Counter()
     with Bus(url) as bus, bus.subscription(visits, prefetch=1000) as messages:
-        while deliveries := messages.receive(max=1000, timeout=10.0 if found.total() < count else 1.0):
+        while deliveries := messages.receive(max=1000, timeout=30.0 if found.total() < count else 1.0):
             for delivery in deliveries:
                 found[delivery.payload] += 1
                 delivery.ack()

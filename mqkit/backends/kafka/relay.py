@@ -32,6 +32,7 @@ AT_ONCE = 500  # records of one transaction
 AHEAD = 2000  # records of a lane that are kept here, about
 ABSENT = 30.0  # seconds for which a queue must be missing until what waits for it is let go
 AGAIN = 1.0  # seconds after a failure
+QUIET = 10.0  # seconds between two words about failures
 PUT_OFF = 60.0  # seconds until a record that its topic refuses is tried again
 
 _Waiting = tuple[Partition, Any]  # a record of a lane
@@ -65,6 +66,7 @@ class Relay:
         self._soonest = math.inf  # when a record is ready to move; not while that is being done
         self._not_before = 0.0
         self._receivers = 0
+        self._said = -math.inf
 
     def step(self) -> None:
         """What is to be done now. Never raises: what it cannot do now is done later, here or in another process."""
@@ -76,7 +78,10 @@ class Relay:
             self._soonest = math.inf
             self._serve()
             self._soonest = self._next_ready()
-        except MqkitError:
+        except MqkitError as exc:
+            if time.monotonic() - self._said > QUIET:
+                self._said = time.monotonic()
+                log.warning("delayed.failed", extra={"error": str(exc)})
             self._start_over()
         except Exception:  # others' messages must not end this consumer
             log.exception("delayed.failed")
@@ -208,7 +213,7 @@ class Relay:
         hop = wire.hop_of(record.headers)
         if hop.due > now:
             return ProducerRecord(
-                self._names.lane(lane_for(hop.due - now)), record.key, record.value, list(record.headers)
+                self._names.lane(lane_for(hop.due - now)), record.key, record.value, wire.without(record.headers)
             )
         if not hop.to:
             log.warning("delayed.unreadable", extra={"topic": record.topic, "offset": record.offset})

@@ -21,6 +21,8 @@ KEY = "mq-key"  # of a dead letter, whose own key is one of a kind
 
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # Source: org.apache.kafka.common.internals.Topic
 
+_PARTITION = re.compile(r"[0-9]{1,10}")
+
 Headers = list[tuple[str, bytes]]
 
 
@@ -96,22 +98,23 @@ def _texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
         return {name: _text(value) for name, value in headers}
 
 
-def hop_of(headers: Sequence[tuple[str, bytes]]) -> Hop:
+def hop_of(headers: Sequence[tuple[str, bytes | None]]) -> Hop:
     due, to, partition = (value_of(headers, name) for name in LADDER)
     seconds = _number(due)
     return Hop(
         seconds if seconds is not None and math.isfinite(seconds) else 0.0,
         to if to and _TOPIC.fullmatch(to) else "",
-        int(partition) if partition and partition.isdecimal() else None,
+        int(partition) if partition and _PARTITION.fullmatch(partition) else None,
     )
 
 
-def value_of(headers: Sequence[tuple[str, bytes]], name: str) -> str | None:
+def value_of(headers: Sequence[tuple[str, bytes | None]], name: str) -> str | None:
     return next((_text(value) for key, value in headers if key == name), None)
 
 
-def without(headers: Iterable[tuple[str, bytes]], *names: str) -> Headers:
-    return [(name, value) for name, value in headers if name not in names]
+def without(headers: Iterable[tuple[str, bytes | None]], *names: str) -> Headers:
+    """As they may be sent on: the driver takes no null, which a foreign record may have."""
+    return [(name, value or b"") for name, value in headers if name not in names]
 
 
 def _text(value: bytes | None) -> str:

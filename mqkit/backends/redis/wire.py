@@ -11,7 +11,7 @@ import msgspec
 
 from mqkit.backends.base import Address, Outgoing, Received
 from mqkit.backends.redis.keys import Keys, field_of
-from mqkit.envelope import Envelope
+from mqkit.envelope import Count, Envelope, Moment
 
 Argument = bytes | str | int | float
 
@@ -29,11 +29,11 @@ class Head(msgspec.Struct, omit_defaults=True, gc=False):
     headers: dict[str, str] = {}
     envelope: Envelope = msgspec.field(default_factory=Envelope)
     expires: float | None = None  # by the server's clock
-    attempt: int | None = None  # None: as the envelope says
-    since: float | None = None
-    deliveries: int = 0  # before it was put where it is now
-    lost: int = 0
-    solo: int = 0
+    attempt: Count | None = None  # None: as the envelope says
+    since: Moment | None = None
+    deliveries: Count = 0  # before it was put where it is now
+    lost: Count = 0
+    solo: Count = 0
 
 
 class Note(msgspec.Struct, array_like=True, gc=False):
@@ -151,7 +151,7 @@ def received(
     if len(fields) == 8 and fields[0] == b"id" and fields[4] == b"h" and fields[6] == b"body":
         try:
             head, message_id, key = _decode_head(fields[5]), fields[1].decode(), fields[3].decode()
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _foreign(address, entry, fields, count, died_alone, note)
         envelope = head.envelope
         attempt, since, before, solo = head.attempt, head.since, head.deliveries, head.solo
@@ -239,7 +239,7 @@ def from_live(address: Address, payload: bytes, number: int) -> Received:
     line, _, body = payload.partition(b"\n")
     head = None
     if line.startswith(_LIVE):
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             head = _decode_live(line)
     if head is None:
         return Received(next(_handles), address, f"live-{number}", payload, None, {}, Envelope(), deliveries=1)

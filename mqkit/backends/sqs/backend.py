@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+from botocore.exceptions import ClientError
+
 from mqkit._clock import Clock
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Admin, Capabilities, Declaration, Outgoing, Publisher, Receiver
@@ -15,7 +17,7 @@ from mqkit.backends.sqs.admin import SqsAdmin
 from mqkit.backends.sqs.clients import Clients
 from mqkit.backends.sqs.declare import queue_options
 from mqkit.backends.sqs.desk import Desk
-from mqkit.backends.sqs.listener import SqsListener, sweep
+from mqkit.backends.sqs.listener import SqsListener, new_queue, sweep
 from mqkit.backends.sqs.names import Names
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.backends.sqs.places import Places, Route
@@ -84,9 +86,9 @@ class SqsBackend:
         if address.kind == "broadcast":
             topic = self._places.find(address)
             sweep(self._places, topic, self._now())
-            return SqsListener(
-                self._places, topic, lambda queue: self._desk(queue, RELAYED), self._sender(1), address, options, self._now
-            )  # fmt: skip
+            queue = new_queue(self._places, self._now())
+            desk = self._desk(queue, RELAYED)
+            return SqsListener(self._places, topic, queue, desk, self._sender(1), address, options, self._now)
         route = self._places.find(address)
         ordered = source.order == "key" and not address.dead
         if ordered and not route.fifo:
@@ -130,11 +132,13 @@ class SqsBackend:
     # -- what it is made of --------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Is it there, and does it know us? `Denied` is about one queue where the credentials are good."""
+        """Is it there, and does it know us? SQS denies access to one queue where the credentials are good."""
         try:
             self._places.exists(self._places.names.prefix + ASKED)
         except Denied as exc:
-            if "AccessDenied" not in str(exc):
+            cause = exc.__cause__
+            of_sqs = isinstance(cause, ClientError) and cause.operation_name == "GetQueueUrl"
+            if not of_sqs or "AccessDenied" not in str(exc):
                 raise
 
     def _sender(self, connections: int) -> Sender:

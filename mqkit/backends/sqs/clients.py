@@ -10,20 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    TokenRetrievalError,
-)
+from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 
 from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, encode, forms, is_wrapped
-from mqkit.backends.sqs.errors import RAISED, translate
+from mqkit.backends.sqs.errors import RAISED, translate, without_credentials
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.errors import ConfigError, Lost
 
@@ -31,13 +23,6 @@ Reply = Mapping[str, Any]
 
 CONNECT = 3.0  # seconds a connection may take to be made
 _driver_logs = ("boto3", "botocore")
-_CREDENTIALS = (
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    TokenRetrievalError,
-)
 
 
 class Client:
@@ -73,9 +58,9 @@ class Client:
             call = functools.partial(getattr(self._native, operation), **arguments)
         else:
             call = functools.partial(direct, encode(arguments))
+        if self._credentials is not None:  # else what fails there would be taken for an answer to the call
+            _fetched(self._credentials.get_frozen_credentials, self._endpoint, what)
         try:
-            if self._credentials is not None:  # else what fails there would be taken for an answer to the call
-                _guarded(self._credentials.get_frozen_credentials)
             reply: Reply = call()
         except RAISED as exc:
             raise translate(exc, self._endpoint, what) from exc
@@ -92,19 +77,17 @@ class Client:
         self._native.close()
 
 
-def _guarded(fetch: Callable[[], Any]) -> Any:
+def _fetched(fetch: Callable[[], Any], endpoint: Endpoint, what: str) -> Any:
     """
     What programs, files and services of the user's give for credentials, which may fail in any way; nothing was sent then.
 
     Raises:
-        BotoCoreError, ClientError: As `translate` knows it.
+        Unavailable, Denied, ConfigError: See `without_credentials`.
     """
     try:
         return fetch()
-    except (ClientError, *_CREDENTIALS):
-        raise
     except Exception as exc:
-        raise CredentialRetrievalError(provider="AWS's own chain", error_msg=f"{type(exc).__name__}: {exc}") from exc
+        raise without_credentials(exc, endpoint, what) from exc
 
 
 @functools.cache
@@ -172,10 +155,7 @@ class Clients:
         """By AWS's own chain, and kept by the session; None where the URL has them, or there are none."""
         if self.endpoint.key is not None:
             return None
-        try:
-            return _guarded(self._session.get_credentials)
-        except (BotoCoreError, ClientError) as exc:
-            raise translate(exc, self.endpoint, f"a client of {service}") from exc
+        return _fetched(self._session.get_credentials, self.endpoint, f"a client of {service}")
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()

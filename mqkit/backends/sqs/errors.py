@@ -60,6 +60,23 @@ ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
     (OSError, Lost, "broke the connection"),
 )
 
+# Raised where credentials are looked for, and said above.
+_CREDENTIALS = (
+    native.CredentialRetrievalError,
+    native.NoCredentialsError,
+    native.PartialCredentialsError,
+    native.ProfileNotFound,
+    native.TokenRetrievalError,
+)
+# Of services that give credentials, beside answers of 500 and more. Source: AWS STS API, AssumeRoleWithWebIdentity
+_PASSING = {
+    "IDPCommunicationError",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+    "RequestThrottled",
+}
+
 # Error codes, as they are or behind a prefix with dots.
 CODES: dict[str, tuple[type[MqkitError], str]] = {
     "NonExistentQueue": (NotFound, "does not have this queue in this region and account"),
@@ -133,6 +150,25 @@ def translate(exc: BaseException, endpoint: object, what: str) -> MqkitError:
         if isinstance(exc, kind):
             return ours(f"{endpoint} {words} ({what}: {_text(exc)})")
     return Lost(f"{endpoint} is answered by something that is not understood ({what}: {type(exc).__name__}: {exc})")
+
+
+def without_credentials(exc: BaseException, endpoint: object, what: str) -> MqkitError:
+    """
+    The typed error for what fetching credentials raised; nothing was sent. Some service of AWS's may have been asked for
+    them, and its answer is none of SQS: there `NotFound` or `Lost` would say something about a queue.
+    """
+    if isinstance(exc, native.ClientError):
+        code = str(exc.response.get("Error", {}).get("Code", ""))
+        passing = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or code in _PASSING
+        if not passing:
+            return Denied(
+                f"{endpoint} cannot be asked: {exc.operation_name} refuses credentials ({what}: {_text(exc)})"
+            )
+    elif isinstance(exc, _CREDENTIALS):
+        return translate(exc, endpoint, what)
+    return Unavailable(
+        f"{endpoint} cannot be asked: the credentials could not be fetched ({what}: {type(exc).__name__}: {exc})"
+    )
 
 
 def of_code(code: str, text: str, endpoint: object, what: str, *, status: int = 0) -> MqkitError:

@@ -33,7 +33,8 @@ class SqsListener:
         self,
         places: Places,
         topic: Route,
-        desk_of: Callable[[Route], Desk],
+        queue: Route,
+        desk: Desk,
         sender: Sender,
         address: Address,
         options: SqsOptions,
@@ -42,6 +43,8 @@ class SqsListener:
         self.now = now
         self._places = places
         self._topic = topic
+        self._queue = queue
+        self._desk = desk
         self._sender = sender
         self._address = address
         self._inbox: deque[Received] = deque(maxlen=AHEAD)
@@ -50,8 +53,6 @@ class SqsListener:
         self._heard = False
         self._noted = time.monotonic()
         self._subscription = ""
-        self._queue = self._make()
-        self._desk = desk_of(self._queue)
         self._polls = Polls(
             self._poll, "mqkit-sqs-listen", most=2, longest=options.patience, pause=0.0, arrived=self._bell.set
         )
@@ -98,16 +99,9 @@ class SqsListener:
         with contextlib.suppress(MqkitError):
             self._places.sqs.call("delete_queue", f"deleting {self._queue.native!r}", QueueUrl=self._queue.target)
         self._sender.close()
+        self._desk.close()  # polls that are still under way end as they would
 
     # -- beginning -----------------------------------------------------------------------------------------------------
-
-    def _make(self) -> Route:
-        native = self._places.names.listener(uuid.uuid4().hex[:20])
-        reply = self._places.sqs.call(
-            "create_queue", f"making queue {native!r}", QueueName=native,
-            Attributes={"MessageRetentionPeriod": "60"}, tags={SEEN: self._minute()},
-        )  # fmt: skip
-        return Route("queue", str(reply["QueueUrl"]), native)
 
     def _subscribe(self) -> None:
         what = f"subscribing queue {self._queue.native!r} to {self._topic.native!r}"
@@ -173,10 +167,21 @@ class SqsListener:
         if time.monotonic() - self._noted > BEAT:
             self._noted = time.monotonic()
             what = f"noting that {self._queue.native!r} is in use"
-            self._places.sqs.call("tag_queue", what, QueueUrl=self._queue.target, Tags={SEEN: self._minute()})
+            self._places.sqs.call("tag_queue", what, QueueUrl=self._queue.target, Tags={SEEN: _minute(self.now())})
 
-    def _minute(self) -> str:
-        return str(int(self.now() // 60))
+
+def new_queue(places: Places, now: float) -> Route:
+    """Of a listener."""
+    native = places.names.listener(uuid.uuid4().hex[:20])
+    reply = places.sqs.call(
+        "create_queue", f"making queue {native!r}", QueueName=native,
+        Attributes={"MessageRetentionPeriod": "60"}, tags={SEEN: _minute(now)},
+    )  # fmt: skip
+    return Route("queue", str(reply["QueueUrl"]), native)
+
+
+def _minute(now: float) -> str:
+    return str(int(now // 60))
 
 
 def sweep(places: Places, topic: Route, now: float) -> None:

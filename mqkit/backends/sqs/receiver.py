@@ -413,13 +413,15 @@ class SqsReceiver:
             over = relay.join(max(0.0, until - time.monotonic())) and over
         if not over and timeout is not None:
             return False
-        with contextlib.suppress(MqkitError):
-            late = self._polls.take()
-            self._give_back([self._held(arrival) for arrival in [*self._fresh, *late]])
-        self._workers.close()
-        for relay in self._relays:
-            relay.close()
-        self._desk.close()
+        try:
+            with contextlib.suppress(MqkitError):
+                late = self._polls.take()
+                self._give_back([self._held(arrival) for arrival in [*self._fresh, *late]])
+        finally:
+            self._workers.close()
+            for relay in self._relays:
+                relay.close()
+            self._desk.close()
         return True
 
     def _held(self, arrival: Arrival) -> Held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import itertools
 import json
 import math
@@ -21,6 +20,7 @@ OURS = "mqkit"  # the attribute with everything that is not a header of the user
 HEADERS = 9  # attributes for those: AWS takes ten in all
 PROBE = "mqkit-probe"  # the attribute by which a listener hears that it listens
 _TYPE = "String"
+_FIELDS = ("DataType", "StringValue", "BinaryValue")  # of an attribute, that it may be sent with
 
 # What SQS takes as text. Source: AWS SQS API, SendMessage, MessageBody
 _UNFIT = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -61,7 +61,7 @@ class Packed(NamedTuple):
     """A message as text and attributes."""
 
     body: str
-    attributes: dict[str, dict[str, str]]
+    attributes: Mapping[str, Mapping[str, Any]]  # as AWS writes them
     size: int
 
 
@@ -87,19 +87,25 @@ def pack(message: Outgoing, now: float, *, hop: int) -> Packed:
         due=due if message.delay > hop else 0.0,
         expires=None if message.ttl is None else due + message.ttl,
     )
-    return _packed(body, {**native, OURS: _json(head)})
+    return _packed(body, {name: _attribute(value) for name, value in {**native, OURS: _json(head)}.items()})
 
 
 def repack(raw: Mapping[str, Any]) -> Packed:
     """A message as it was received, to be sent on."""
-    attributes = {name: value["StringValue"] for name, value in raw.get("MessageAttributes", {}).items()}
+    attributes = {
+        name: {field: value[field] for field in _FIELDS if field in value}
+        for name, value in raw.get("MessageAttributes", {}).items()
+    }
     return _packed(raw["Body"], attributes)
 
 
-def _packed(body: str, attributes: Mapping[str, str]) -> Packed:
+def _packed(body: str, attributes: Mapping[str, Mapping[str, Any]]) -> Packed:
     size = len(body.encode())
-    size += sum(len(name) + len(_TYPE) + len(value.encode()) for name, value in attributes.items())
-    return Packed(body, {name: _attribute(value) for name, value in attributes.items()}, size)
+    for name, attribute in attributes.items():
+        size += len(name)
+        for value in attribute.values():
+            size += len(value.encode() if isinstance(value, str) else value)
+    return Packed(body, attributes, size)
 
 
 def seconds(delay: float, hop: int) -> int:
@@ -136,7 +142,7 @@ def head_of(raw: Mapping[str, Any]) -> Head | None:
         return None
     try:
         return _decode(text)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, RecursionError):
         return None
 
 
@@ -195,8 +201,8 @@ def _octets(text: str, encoding: str) -> bytes:
     if encoding != "base64":
         return text.encode()
     try:
-        return base64.b64decode(text) if text != "=" else b""
-    except binascii.Error:
+        return base64.b64decode(text, validate=True) if text != "=" else b""
+    except ValueError:  # a foreign client sent the attributes on, with a body of its own
         return text.encode()
 
 

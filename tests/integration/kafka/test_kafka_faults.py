@@ -350,7 +350,7 @@ class TestDamage:
         self, harness: KafkaHarness, kafka: KafkaProcess, caplog: pytest.LogCaptureFixture
     ) -> None:
         halves = Queue("halves", str, partitions=2)
-        bus, seen = harness.bus(harness.url_with(lease=2.0)), list[str]()
+        bus, seen = harness.bus(harness.url_with(lease=5.0)), list[str]()
         bus.declare(halves)
         for body in ("first", "damaged", "behind it"):
             bus.publish(halves, body, native=KafkaPartition(0))
@@ -358,15 +358,14 @@ class TestDamage:
 
         with damaged(log_of(kafka, harness.topic(halves)), b"damaged"), caplog.at_level(logging.WARNING, "mqkit"):
             with bus.worker():
-                harness.wait(lambda: len(batches_said(caplog)) == 5)  # which takes longer than a lease
+                harness.wait(lambda: len(batches_said(caplog)) > 7)  # which takes longer than a lease
                 for number in range(20):
                     bus.publish(halves, f"other {number}", native=KafkaPartition(1))
                 harness.wait(lambda: len(seen) == 21)
                 assert bus.health().ready
         assert sorted(seen) == sorted(["first", *(f"other {number}" for number in range(20))])
         assert set(batches_said(caplog)) == {(harness.topic(halves), 0, 1)}
-        said = {record.message for record in caplog.records}
-        assert {message for message in said if not message.startswith("publisher.")} == {"batch.damaged"}
+        assert [record.message for record in caplog.records if vars(record).get("source") == halves.name] == []
 
         with bus.worker():
             harness.wait(lambda: len(seen) == 23)

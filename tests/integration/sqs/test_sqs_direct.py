@@ -66,7 +66,7 @@ def both(text: str) -> tuple[Client, Client]:
     return direct, plain
 
 
-def at(port: int, *, timeout: float = 1.0, user: str = "key:hidden-secret@") -> str:
+def at(port: int, *, timeout: float = 20.0, user: str = "key:hidden-secret@") -> str:
     return f"sqs://{user}127.0.0.1:{port}/?region={REGION}&tls=false&timeout={timeout}"
 
 
@@ -295,7 +295,7 @@ def test_messages_that_cannot_be_read_are_not_guessed(message: bytes) -> None:
 def test_a_lost_reply_a_torn_one_and_a_refused_connection(harness: SqsHarness) -> None:
     url = aws_client("sqs", harness.url).create_queue(QueueName=harness.unique("lost"))["QueueUrl"]
     with FaultProxy(*harness.endpoint()) as proxy:
-        text = at(proxy.port)
+        text = at(proxy.port, timeout=1.0)
         proxy.freeze_replies()
         silent = same_failure(text, "send_message_batch", url)
         proxy.reset()

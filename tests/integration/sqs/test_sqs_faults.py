@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import os
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mqkit import Bus, Delivery, Queue, Retry, Topic
+from mqkit import Broadcast, Bus, Delivery, Queue, Retry, Topic
+from mqkit.backends.sqs import wire
 from mqkit.errors import ConfigError, Denied, MessageTooLarge, PublishUnknown, TopologyMismatch, Unavailable
 from mqkit.native import SnsTopic, SqsQueue
 from mqkit.patterns.retry import fixed
@@ -99,12 +105,12 @@ def test_delays_beyond_what_sqs_takes_are_kept_by_hops(harness: SqsHarness) -> N
 
     bus.declare(words, keyed, events)
     began: dict[str, float] = {}
-    for source in (words, keyed, events):
-        for seconds in (2.5, 4.5):
-            word = f"{source.name} {seconds}"
-            began[word] = time.monotonic()
-            bus.publish(source, word, delay=seconds)
     with bus.worker():
+        for source in (words, keyed, events):
+            for seconds in (2.5, 4.5):
+                word = f"{source.name} {seconds}"
+                began[word] = time.monotonic()
+                bus.publish(source, word, delay=seconds)
         harness.wait(lambda: len(came) == 6, within=20.0)
 
     for word, at in came.items():
@@ -172,6 +178,89 @@ def test_an_answer_that_is_none_of_sqs_is_no_success(body: bytes) -> None:
         proxy.close()
 
     assert "proxy" in str(caught.value) or "TimedOut" in type(caught.value).__name__
+
+
+def test_what_others_make_of_our_attribute_stops_nobody(harness: SqsHarness) -> None:
+    texts, bus = Queue(harness.unique("texts"), str), harness.bus()
+    bus.declare(texts)
+    seen: list[str] = []
+    bus.on(texts)(seen.append)
+
+    def send(body: str, head: str, **more: dict[str, Any]) -> None:
+        ours = {wire.OURS: {"DataType": "String", "StringValue": head}}
+        harness.send_native(texts, json.dumps(body, ensure_ascii=False), {**ours, **more})
+
+    with bus.worker():
+        send("\u00e4", '{"id": "a", "encoding": "base64"}')
+        send("deep", '{"id": "b", "more": %s}' % ("[" * 3000 + "]" * 3000))
+        send("often", '{"id": "c", "envelope": {"attempt": %s}}' % ("9" * 400))
+        due = f'{{"id": "d", "due": {time.time() + 2.0}}}'
+        send("octets", due, octets={"DataType": "Binary", "BinaryValue": b"\x00\xff"})
+        bus.publish(texts, "neighbour")
+        harness.wait_empty(texts)
+
+    assert sorted(seen) == sorted(["\u00e4", "deep", "often", "octets", "neighbour"])
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, Denied), (503, Unavailable)])
+def test_a_role_that_cannot_be_assumed_is_told_apart_from_a_queue_that_may_not_be_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, kind: type[Exception]
+) -> None:
+    denied = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
+    sts, sqs = Refusing(status, denied, "text/xml"), Refusing()
+    configuration, keys = tmp_path / "config", tmp_path / "keys"
+    configuration.write_text(
+        "[default]\nrole_arn = arn:aws:iam::000000000000:role/orders\nsource_profile = base\nregion = us-east-1\n"
+    )
+    keys.write_text("[base]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = hidden-secret\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(configuration))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{sts.port}")
+    bus = Bus(f"sqs://127.0.0.1:{sqs.port}/?region=us-east-1&tls=false", declare="never")
+    try:
+        with pytest.raises(kind, match=r"cannot be asked.*AssumeRole") as caught:
+            bus.open(timeout=10.0)
+    finally:
+        bus.close(timeout=1.0)
+        sts.close()
+        sqs.close()
+
+    assert "hidden-secret" not in str(caught.value)
+    assert sts.asked
+    assert sqs.asked == []
+
+
+def test_listening_leaves_no_connection_behind(harness: SqsHarness) -> None:
+    ticks = Broadcast(harness.unique("ticks"), str)
+    bus = harness.bus()
+    bus.declare(ticks)
+
+    def listen() -> None:
+        with bus.subscription(ticks) as messages:
+            bus.publish(ticks, "tick")
+            assert messages.receive(timeout=20.0)
+
+    listen()
+    gc.collect()
+    gc.disable()  # or it would close what is left
+    try:
+        before = sockets()
+        for _ in range(3):
+            listen()
+        harness.wait(lambda: sockets() <= before)
+    finally:
+        gc.enable()
+
+
+def sockets() -> int:
+    """Of this process."""
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += os.readlink(descriptor).startswith("socket:")
+    return found
 
 
 def test_a_redrive_policy_of_aws_that_fires_before_ours_is_refused_and_one_that_may_is_warned_of(

@@ -49,13 +49,16 @@ def shop(tmp_path: Path) -> Path:
 
 def lines_until(process: subprocess.Popen[str], stream: Any, wanted: Callable[[str], bool]) -> str:
     """The first line that is wanted. Fails when the process ends or half a minute passes."""
-    deadline = time.monotonic() + 30
+    deadline, line = time.monotonic() + 30, b""
     while time.monotonic() < deadline and select.select([stream], [], [], deadline - time.monotonic())[0]:
-        line = stream.readline()
-        if not line:
+        octet = os.read(stream.fileno(), 1)  # `readline` may keep the next line where `select` cannot see it
+        if not octet:
             break
-        if wanted(line):
-            return str(line)
+        line += octet
+        if octet == b"\n":
+            if wanted(line.decode()):
+                return line.decode()
+            line = b""
     raise AssertionError(f"the line never came; {process.poll()=}")
 
 

@@ -150,6 +150,16 @@ def test_no_two_sources_share_a_key() -> None:
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.parametrize("head", [b'{"more":%b}' % (b"[" * 3000 + b"]" * 3000), b'{"deliveries":%b}' % (b"9" * 400)])
+def test_a_head_that_nobody_could_have_written_is_a_foreign_one(head: bytes) -> None:
+    fields = fields_of(outgoing())
+    fields[5] = head
+    ticks = Address("broadcast", "ticks")
+
+    assert wire.received(EMAILS, "stream", b"5-0", fields).body == fields[7]
+    assert wire.from_live(ticks, b'{"mq":1,"id":"x",' + head[1:] + b"\nbody", 1).body
+
+
 def test_an_entry_of_our_layout_whose_id_or_key_is_no_text_stops_nobody() -> None:
     for at in (1, 3):
         fields = fields_of(outgoing())

@@ -47,14 +47,14 @@ def start() -> Iterator[Callable[..., BaseProcess]]:
 def test_what_a_killed_process_held_comes_back_as_lost(
     open_station: Callable[..., Station], path: Path, start: Callable[..., BaseProcess]
 ) -> None:
-    station = open_station(lease=2.0)
+    station = open_station(lease=4.0)
     source = station.declare(QUEUE)
     station.publish(QUEUE, "a", "b", "c")
     holding = SPAWN.Event()
-    holder = start(sqlite_programs.hold, str(path), source, 3, holding, {"lease": 2.0})
+    holder = start(sqlite_programs.hold, str(path), source, 3, holding, {"lease": 4.0})
     assert holding.wait(20.0)
     receiver = station.receiver(QUEUE)
-    assert take(receiver, 1, timeout=4.0) == []  # its holder lives and is served
+    assert take(receiver, 1, timeout=8.0) == []  # its holder lives and is served
 
     holder.kill()
     got = take(receiver, 3)
@@ -172,11 +172,12 @@ def test_dying_alone_is_counted_apart(
 
 
 def test_a_sleeper_loses_what_somebody_else_took_over(open_station: Callable[..., Station], path: Path) -> None:
-    station, other = open_station(lease=0.3), open_station(lease=0.3)
+    station, other = open_station(lease=30.0), open_station(lease=30.0)
     sleeper = station.receiver(QUEUE)
     station.publish(QUEUE, "a", "b")
     a, b = take(sleeper, 2)
     second = other.receiver(QUEUE)
+    station.pass_time(31.0)
     taken = take(second, 2)
     assert [each.lost for each in taken] == [1, 1]
 
@@ -202,12 +203,12 @@ def test_a_sleeper_whom_nobody_missed_keeps_what_it_holds(open_station: Callable
 
 
 def test_a_full_window_keeps_its_leases(open_station: Callable[..., Station]) -> None:
-    station = open_station(lease=1.5)
+    station = open_station(lease=3.0)
     receiver, rival = station.receiver(QUEUE), station.receiver(QUEUE)
     station.publish(QUEUE, "a")
     held = take(receiver, 1)
 
-    deadline = time.monotonic() + 4.0
+    deadline = time.monotonic() + 8.0
     while time.monotonic() < deadline:
         assert receiver.receive(0, 0.1).revoked in ((), [])
         assert rival.receive(1, 0.0).deliveries == ()

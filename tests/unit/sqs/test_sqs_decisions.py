@@ -11,7 +11,7 @@ from botocore import exceptions as native
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Address, Received
 from mqkit.backends.sqs import policy
-from mqkit.backends.sqs.errors import ERRORS, of_code, publish_error, translate
+from mqkit.backends.sqs.errors import ERRORS, of_code, publish_error, translate, without_credentials
 from mqkit.backends.sqs.holdings import Held, Holdings, by_group
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.backends.sqs.outbox import Outbox, Parcel
@@ -239,6 +239,28 @@ def test_a_receipt_that_is_good_for_nothing_is_a_lost_lease(reason: str) -> None
     error = of_code("InvalidParameterValue", f"Value x is invalid. Reason: {reason}", "SQS", "x")
 
     assert type(error) is LeaseLost
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("AccessDenied", 403, Denied),
+        ("ResourceNotFoundException", 404, Denied),
+        ("RegionDisabledException", 403, Denied),
+        ("IDPCommunicationError", 400, Unavailable),
+        ("Throttling", 400, Unavailable),
+        ("InternalFailure", 500, Unavailable),
+        ("502", 502, Unavailable),
+    ],
+)
+def test_who_refuses_credentials_says_nothing_of_a_queue_or_a_message(
+    code: str, status: int, kind: type[MqkitError]
+) -> None:
+    answer = {"Error": {"Code": code, "Message": "text"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = without_credentials(native.ClientError(answer, "AssumeRole"), "SQS", "sending")
+
+    assert type(error) is kind
+    assert "AssumeRole" in str(error)
 
 
 def test_a_publish_says_whether_it_may_be_there() -> None:

@@ -100,11 +100,46 @@ def test_a_foreign_message_is_its_body_and_its_text() -> None:
     assert (got.id, got.body, got.key, got.headers, got.attempt) == ("sqs-1", b"hello", "g", {"colour": "red"}, 1)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "nonsense", '{"id": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "nonsense",
+        '{"id": 1}',
+        '{"id": "m1", "more": %s}' % ("[" * 3000 + "]" * 3000),
+        '{"id": "m1", "envelope": {"attempt": %s}}' % ("9" * 400),
+        '{"id": "m1", "envelope": {"since": 1e300}}',
+    ],
+    ids=lambda text: text[:30],
+)
 def test_an_attribute_of_our_name_that_is_not_ours_makes_a_foreign_message(text: str) -> None:
     raw = {"MessageAttributes": {wire.OURS: {"DataType": "String", "StringValue": text}}}
 
     assert wire.head_of(raw) is None
+
+
+@pytest.mark.parametrize("body", ["\u00e4", "no base64", "a"])
+def test_a_body_of_somebody_elses_behind_our_attribute_is_what_it_is(body: str) -> None:
+    head = wire.Head(id="m1", encoding="base64")
+    raw = {"MessageId": "sqs-1", "ReceiptHandle": "r", "Body": body}
+
+    assert wire.received(QUEUE, "words", raw, head, 1.0).body == body.encode()
+
+
+def test_what_is_sent_on_keeps_every_attribute() -> None:
+    attributes = {
+        "colour": {"DataType": "String", "StringValue": "red"},
+        "number": {"DataType": "Number", "StringValue": "12"},
+        "octets": {"DataType": "Binary.png", "BinaryValue": b"\x00\xff"},
+    }
+    raw = {"Body": "word", "MessageAttributes": {name: {**each, "Extra": []} for name, each in attributes.items()}}
+
+    packed = wire.repack(raw)
+
+    assert (packed.body, packed.attributes) == ("word", attributes)
+    assert packed.size == len("wordcolourStringrednumberNumber12octetsBinary.png") + 2
 
 
 @pytest.mark.parametrize(
