@@ -329,7 +329,7 @@ class ConsumePump:
         if self._can.lease is not None:
             longest = min(longest, self._can.lease / 4)
         if self._endings.parked:
-            longest = min(longest, max(0.0, min(at for at, _ in self._endings.parked) - time.monotonic()))
+            longest = min(longest, max(0.0, min(at for at, *_ in self._endings.parked) - time.monotonic()))
         due = self._hand.forming.due if self._hand.forming is not None else None
         return longest if due is None else max(0.0, min(longest, due - self.now()))
 
@@ -401,19 +401,25 @@ class ConsumePump:
             if isinstance(error, LeaseLost):
                 self.counts.stale += 1
                 continue
+            if self._endings.at_fault(received, error):
+                self._verdicts.append((self._in_hand_again(received), error))
+                continue
             # The backend would not take a copy, likely because its destination is gone: nothing happened, the original
             # is still ours. It comes again soon, and what its copies need is declared again.
             self._topology.forget()
             log.warning("copies.delayed", extra={"source": self.settings.name, "error": str(error)})
-            if (release := self._endings.postponed(received)) is not None:
+            if (release := self._endings.postponed(received, error)) is not None:
                 again.append(release)
             else:
-                delivery = self._hand.inflight[received.handle] = Delivery(received, self)
-                self._verdicts.append((delivery, Interrupted()))
+                self._endings.park(self._in_hand_again(received), error, Interrupted())
         if again:
             receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:
             log.warning("deliveries.revoked", extra={"source": self.settings.name, "count": len(turn.revoked)})
+
+    def _in_hand_again(self, received: Received) -> Delivery[Any]:
+        delivery = self._hand.inflight[received.handle] = Delivery(received, self)
+        return delivery
 
     def _hold_back(self, keys: set[str | None], turn: Turn) -> list[Settlement]:
         """Of keys whose first message comes again: what would start now behind it goes back too, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from mqkit._trace import AttemptOutcome, Tally
 from mqkit.backends.base import Backend, Done, Outgoing, Received, Release, Settlement
 from mqkit.destinations import Destination
 from mqkit.envelope import Dead
-from mqkit.errors import MqkitError
+from mqkit.errors import MqkitError, Unencodable
 from mqkit.message import Delivery
 from mqkit.patterns.retry import judge
 from mqkit.verdicts import Ack, Reject, RetryLater, Verdict
@@ -29,7 +30,10 @@ from mqkit.verdicts import Ack, Reject, RetryLater, Verdict
 log = logging.getLogger("mqkit")
 
 COPY_RETRY = 1.0  # seconds a delivery waits when the broker would not take its copies just now
+REFUSED_RETRY = 60.0  # and where it refuses them for what they are, which only its owner can change
+REMEMBERED = 10_000  # deliveries, more than are settled at once
 REASON_BYTES = 2000
+SHORT_REASON = 100  # bytes: of a dead letter that was refused
 
 # KeyboardInterrupt is the signal on the thread of the caller's loop, GeneratorExit a loop that is closed under a task.
 INTERRUPTIONS = (Interrupted, KeyboardInterrupt, GeneratorExit)
@@ -95,9 +99,11 @@ class Endings:
         self._finish, self._now, self._stopping = finish, now, stopping
         self._early = settings.early
         self._awaited: dict[Any, Ending] = {}  # of deliveries whose copies are on their way elsewhere, by handle
-        self.parked: list[
-            tuple[float, Delivery[Any]]
-        ] = []  # when (monotonic) to try again with the copies of what stays in hand
+        self._paying: deque[Any] = deque(
+            maxlen=REMEMBERED
+        )  # handles of those done that were settled with what they staged
+        # What stays in hand until (monotonic) it is tried again to end it so.
+        self.parked: list[tuple[float, Delivery[Any], BaseException]] = []
 
     def conclude(self, delivery: Delivery[Any], outcome: BaseException | None) -> Sequence[Settlement] | None:
         """How to settle anything but a plain success: with nothing where that was done before."""
@@ -114,11 +120,34 @@ class Endings:
             return self._again(delivery, "released", outcome, after=0.0 if self._stopping.is_set() else COPY_RETRY)
         return self._failed(delivery, outcome)
 
-    def postponed(self, received: Received) -> Release | None:
-        """The same message once more in a moment, uncounted; None where the backend cannot keep the wait."""
-        if self._settings.ordered or self._can.release >= COPY_RETRY:
-            return Release(received, COPY_RETRY)
+    def postponed(self, received: Received, error: BaseException) -> Release | None:
+        """
+        The same message once more later, uncounted; None where the backend cannot keep the wait.
+
+        Args:
+            error: What its copies were refused with.
+        """
+        if self._settings.ordered:
+            return Release(received, min(_until_again(error), self._can.hold))
+        if self._can.release >= COPY_RETRY:
+            return Release(received, min(_until_again(error), self._can.release))
         return None
+
+    def park(self, delivery: Delivery[Any], error: BaseException, outcome: BaseException) -> None:
+        """
+        To wait elsewhere it would need a copy: it stays in hand, and ends so later.
+
+        Args:
+            error: What its copies were refused with.
+        """
+        self.parked.append((time.monotonic() + _until_again(error), delivery, outcome))
+
+    def at_fault(self, received: Received, error: BaseException) -> bool:
+        """
+        Was it done, and what its handler staged refused for what it is? That is a failed attempt. Not with order, where the
+        next of its key may have begun: it comes again in its place.
+        """
+        return isinstance(error, Unencodable) and not self._settings.ordered and received.handle in self._paying
 
     def forget(self, handle: Any) -> None:
         """A delivery was revoked."""
@@ -128,15 +157,15 @@ class Endings:
 
     def try_again(self) -> None:
         now = time.monotonic()
-        due = [delivery for at, delivery in self.parked if at <= now]
-        self.parked = [(at, delivery) for at, delivery in self.parked if at > now]
-        for delivery in due:
-            self._finish(delivery, Confirmed(None))
+        due = [entry for entry in self.parked if entry[0] <= now]
+        self.parked = [entry for entry in self.parked if entry[0] > now]
+        for _, delivery, outcome in due:
+            self._finish(delivery, outcome)
 
     def give_up_waiting(self, keep: Sequence[Delivery[Any]]) -> list[Delivery[Any]]:
         """Those that wait, to be given back; but for `keep`."""
         kept = {id(delivery) for delivery in keep}
-        waiting = [delivery for _, delivery in self.parked if id(delivery) not in kept]
+        waiting = [delivery for _, delivery, _ in self.parked if id(delivery) not in kept]
         self.parked = [entry for entry in self.parked if id(entry[1]) in kept]
         for delivery in waiting:
             self.forget(delivery._received.handle)
@@ -225,6 +254,8 @@ class Endings:
                 self._topology.ensure(self._backend, [copy.address for copy in copies])
             except MqkitError as exc:
                 return self._copies_failed(delivery, ending, exc)
+        if copies and ending.outcome == "done":
+            self._paying.append(delivery._received.handle)
         self._tally.note(delivery, ending.outcome, ending.error)
         return (Done(delivery._received, copies),)
 
@@ -265,18 +296,26 @@ class Endings:
         may_work_later = isinstance(error, MqkitError) and error.retryable
         if ending.outcome == "done" and not may_work_later:
             return self._failed(delivery, error)
+        copies = [*ending.copies, *ending.sent]
+        if ending.outcome == "dead" and isinstance(error, Unencodable):
+            [(_, letter)] = copies
+            if (shorter := shortened(letter)) is not None:
+                log.warning("dead_letter.shortened", extra={**self._origin(delivery), "error": str(error)})
+                return self._complete(delivery, Ending(((None, shorter),), ending.outcome, ending.error))
         log.warning("copies.delayed", extra={**self._origin(delivery), "error": str(error)})
-        if (release := self.postponed(delivery._received)) is not None:
+        if (release := self.postponed(delivery._received, error)) is not None:
             self._tally.note(delivery, "released", error)
             return (release,)
-        # To wait elsewhere it would need a copy too: it stays in hand, and only its copies are tried again.
-        copies = [*ending.copies, *ending.sent]
         self._awaited[delivery._received.handle] = Ending(copies, ending.outcome, ending.error)
-        self.parked.append((time.monotonic() + COPY_RETRY, delivery))
+        self.park(delivery, error, Confirmed(None))
         return None
 
     def _origin(self, delivery: Delivery[Any]) -> dict[str, Any]:
         return {"source": self._settings.name, "message_id": delivery.id, "attempt": delivery.attempt}
+
+
+def _until_again(error: BaseException) -> float:
+    return REFUSED_RETRY if isinstance(error, Unencodable) else COPY_RETRY
 
 
 def failure(error: BaseException) -> str:
@@ -294,6 +333,17 @@ def dead_letter(received: Received, reason: str, error: BaseException | None, no
     )
     envelope = msgspec.structs.replace(received.envelope, attempt=1, since=0.0, dead=dead)
     return Outgoing(received.address.dead_letters, received.id, received.body, received.key, received.headers, envelope)
+
+
+def shortened(letter: Outgoing) -> Outgoing | None:
+    """Of a dead letter that was refused the body and what names it; None: that is all it has."""
+    dead = letter.envelope.dead
+    assert dead is not None
+    reason = dead.reason.encode()[:SHORT_REASON].decode(errors="ignore")
+    if not letter.headers and reason == dead.reason:
+        return None
+    envelope = msgspec.structs.replace(letter.envelope, dead=msgspec.structs.replace(dead, reason=reason))
+    return Outgoing(letter.address, letter.id, letter.body, letter.key, {}, envelope)
 
 
 def later(received: Received, after: float, attempt: int | None, since: float | None, now: float) -> Outgoing:

@@ -10,6 +10,8 @@ import msgspec
 
 # What a foreign sender may claim. Other numbers could not be counted on, written again, or shown.
 Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Attempt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Moment = Annotated[float, msgspec.Meta(ge=-62_135_596_800, le=253_402_300_799)]  # epoch seconds: the years 1 to 9999
 
 PREFIX = "mq-"  # reserved: user headers may not start with it, in any case
@@ -27,7 +29,7 @@ class Dead(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     attempts: Count = 0
     origin: str = ""
     died_at: Moment = 0.0
-    priority: Count = 0
+    priority: Priority = 0
 
 
 class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
@@ -39,7 +41,7 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     causation_id: str = ""
     reply_to: str = ""
     sent_at: Moment = 0.0  # epoch seconds, the sender's wall clock: information only, nothing is decided by it
-    attempt: Count = 1  # where the backend keeps no attempts of its own, the copy carries the number
+    attempt: Attempt = 1  # where the backend keeps no attempts of its own, the copy carries the number
     since: Moment = 0.0  # and the moment of the first failure, by the backend's clock; 0 before there was one
     dead: Dead | None = None
 
@@ -100,7 +102,10 @@ def _bounded(alias: Any) -> Callable[[str], Any]:
     return convert
 
 
-_FROM_TEXT: dict[Any, Callable[[str], Any]] = {str: str, Count: _bounded(Count), Moment: _bounded(Moment)}
+_FROM_TEXT: dict[Any, Callable[[str], Any]] = {
+    str: str,
+    **{alias: _bounded(alias) for alias in (Count, Attempt, Priority, Moment)},
+}
 
 
 def _fields(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, tuple[str, Callable[[str], Any], bool]]:

@@ -60,6 +60,16 @@ class SqsHarness(Harness):
         """To a queue, with attributes as AWS writes them."""
         self._sqs.send_message(QueueUrl=self._url(destination), MessageBody=body, MessageAttributes=attributes)
 
+    def send_to_the_delayed(self, destination: Destination[Any], body: str) -> None:
+        """Where messages for a topic wait."""
+        url = self._sqs.get_queue_url(QueueName=self._names_of_aws.delay(destination.address))["QueueUrl"]
+        self._sqs.send_message(QueueUrl=url, MessageBody=body)
+
+    def tag_all(self, tags: dict[str, str]) -> None:
+        """Of every queue that is ours."""
+        for url in self._sqs.list_queues(QueueNamePrefix=self._names_of_aws.prefix).get("QueueUrls", []):
+            self._sqs.tag_queue(QueueUrl=url, Tags=tags)
+
     def read_native(self, destination: Destination[Any]) -> list[bytes]:
         return [_octets(message) for message in self._read(destination)]
 

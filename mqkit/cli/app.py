@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -64,6 +65,9 @@ def execute(argv: Sequence[str]) -> int:
     """One command line; the exit code. Errors of mqkit are one line on stderr."""
     arguments = common_first(argv)
     output = Output(debug="--debug" in arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal in another encoding: messages have any characters
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="mqkit")
     except SystemExit as exc:

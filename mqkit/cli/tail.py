@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import threading
@@ -149,7 +150,7 @@ def abandoned(group: str) -> bool:
     """Does the group belong to a tail on this machine whose process is gone?"""
     mine = f"{PREFIX}{place()}-"
     pid = group.removeprefix(mine).partition("-")[0]
-    if not group.startswith(mine) or not pid.isdigit():
+    if not group.startswith(mine) or not re.fullmatch("[0-9]{1,9}", pid):
         return False
     try:
         os.kill(int(pid), 0)

@@ -20,6 +20,9 @@ def test_what_goes_out_comes_back(envelope: Envelope) -> None:
     ("name", "text"),
     [
         ("mq-attempt", "many"),
+        ("mq-attempt", "0"),
+        ("mq-dead-priority", "256"),
+        ("mq-dead-priority", "-1"),
         ("mq-attempt", "9" * 400),
         ("mq-attempt", "9" * 5000),
         ("mq-attempt", "-" + "9" * 400),

@@ -218,7 +218,7 @@ def past_of(base: int, metadata: str) -> Past:
     """What somebody wrote beside a commit; nothing, if it was not us."""
     try:
         runs = msgspec.json.decode(metadata.encode(), type=list[_Run])
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         runs = []
     done = [(base + run.first, base + run.last) for run in runs if not run.held]
     held = [

@@ -30,6 +30,7 @@ TRANSACTION = (
     10.0  # seconds after which the broker gives up one that was left open; until then it hides what comes later
 )
 BATCH = 1 << 17  # bytes of one partition that go together; the driver's own 16 KiB cost 1.6 times the CPU under load
+LARGEST = 64 << 20  # bytes: others' messages are as large as their topic lets them, and so are copies of those
 FAREWELL = 1.0  # seconds a close may take
 EXPIRY = 30.0  # seconds beyond the patience for which the driver tries to deliver a batch
 STALLED = 1.0  # seconds without an answer after which it is asked whether the topic is still there
@@ -57,7 +58,7 @@ class Producer:
             "enable_idempotence": True,
             "allow_auto_create_topics": False,
             "max_block_ms": 0,  # `send` must not wait: it is asked before where a topic is
-            "max_request_size": options.max_body + (1 << 16),
+            "max_request_size": max(options.max_body, LARGEST if transactional_id else 0) + (1 << 16),
             "batch_size": BATCH,
             "compression_type": None if options.compression == "none" else options.compression,
             "delivery_timeout_ms": round((options.patience + EXPIRY) * 1000),

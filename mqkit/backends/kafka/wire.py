@@ -102,7 +102,7 @@ def hop_of(headers: Sequence[tuple[str, bytes | None]]) -> Hop:
     due, to, partition = (value_of(headers, name) for name in LADDER)
     seconds = _number(due)
     return Hop(
-        seconds if seconds is not None and math.isfinite(seconds) else 0.0,
+        seconds or 0.0,
         to if to and _TOPIC.fullmatch(to) else "",
         int(partition) if partition and _PARTITION.fullmatch(partition) else None,
     )
@@ -123,6 +123,7 @@ def _text(value: bytes | None) -> str:
 
 def _number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        number = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

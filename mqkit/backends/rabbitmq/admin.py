@@ -275,7 +275,8 @@ _MOST_DELAYED = 10_000  # messages of one rung that are looked at; of more their
 
 
 def _owner(queue: Mapping[str, Any]) -> Address | None:
-    return names.address_of_queue(queue["name"], (queue.get("arguments") or {}).get(names.ADDRESS))
+    full = (queue.get("arguments") or {}).get(names.ADDRESS)
+    return names.address_of_queue(queue["name"], full if isinstance(full, str) else None)
 
 
 def _way(address: Address) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from mqkit.envelope import Count, Moment
+
 
 class Note(msgspec.Struct, omit_defaults=True):
     """
@@ -18,9 +20,9 @@ class Note(msgspec.Struct, omit_defaults=True):
     id: str
     alone: str = ""
     lived: str = ""
-    attempt: int = 0
-    since: float | None = None
-    due: float = 0.0
+    attempt: Count = 0
+    since: Moment | None = None
+    due: Moment = 0.0
 
 
 class Noted(msgspec.Struct):
@@ -33,7 +35,15 @@ class Noted(msgspec.Struct):
 
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Note).decode
+_decode = msgspec.json.Decoder(Note).decode
+
+
+def note_of(body: bytes) -> Note | None:
+    """None: it is none."""
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def together(notes: Iterable[Note]) -> dict[str, Noted]:

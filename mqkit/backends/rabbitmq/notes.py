@@ -23,7 +23,7 @@ from mqkit.backends.base import Address, Received
 from mqkit.backends.rabbitmq import names
 from mqkit.backends.rabbitmq.connection import FAREWELL, Connection
 from mqkit.backends.rabbitmq.declare import Declarer
-from mqkit.backends.rabbitmq.note import Note, Noted, decode, together
+from mqkit.backends.rabbitmq.note import Note, Noted, note_of, together
 from mqkit.backends.rabbitmq.note_writer import NoteWriter
 from mqkit.errors import Lost, MqkitError, NotFound, Unavailable
 
@@ -202,19 +202,22 @@ class Notes:
             channel.close()
 
     def _all(self, channel: Any) -> list[tuple[Note, int]]:
-        found: list[tuple[Note, int]] = []
+        found: list[tuple[Note | None, int]] = []
         ended: list[Any] = []
 
         def got(_: Any, method: Any, properties: Any, body: bytes) -> None:
             del properties
-            found.append((decode(body), method.delivery_tag))
+            found.append((note_of(body), method.delivery_tag))
 
         channel.add_callback(ended.append, [Basic.GetEmpty])
         while not ended and channel.is_open:
             before = len(found)
             channel.basic_get(self._queue, got)
             self._connection.wait(lambda: len(found) > before or ended or not channel.is_open, "reading notes")  # noqa: B023
-        return found
+        for note, tag in found:
+            if note is None and channel.is_open:  # somebody else's, which says nothing
+                channel.basic_ack(tag)
+        return [(note, tag) for note, tag in found if note is not None]
 
 
 def name_of(received: Received) -> str:

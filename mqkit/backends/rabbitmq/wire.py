@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ def received(
         _number(expires),
         properties.priority or 0,
         None,
-        Native(method.exchange, method.routing_key, properties),
+        Native(_text(method.exchange), _text(method.routing_key), properties),
     )
 
 
@@ -153,6 +154,7 @@ def _text(value: Any) -> str:
 
 def _number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        number = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

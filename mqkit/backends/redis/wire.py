@@ -11,7 +11,7 @@ import msgspec
 
 from mqkit.backends.base import Address, Outgoing, Received
 from mqkit.backends.redis.keys import Keys, field_of
-from mqkit.envelope import Count, Envelope, Moment
+from mqkit.envelope import Attempt, Count, Envelope, Moment
 
 Argument = bytes | str | int | float
 
@@ -29,7 +29,7 @@ class Head(msgspec.Struct, omit_defaults=True, gc=False):
     headers: dict[str, str] = {}
     envelope: Envelope = msgspec.field(default_factory=Envelope)
     expires: float | None = None  # by the server's clock
-    attempt: Count | None = None  # None: as the envelope says
+    attempt: Attempt | None = None  # None: as the envelope says
     since: Moment | None = None
     deliveries: Count = 0  # before it was put where it is now
     lost: Count = 0

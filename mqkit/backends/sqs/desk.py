@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from mqkit.backends.sqs.places import Route
 from mqkit.backends.sqs.sender import Answers, Letter, Sender, answers
 
 ALONE = "mqkit:alone:"  # tag of a queue: how often a message, named by a digest of its id, began to run alone
+COUNT = re.compile(r"[0-9]{1,12}")  # in a tag, which anybody may have written
 _SYSTEM = ["ApproximateReceiveCount", "MessageGroupId", "MessageDeduplicationId", "SentTimestamp"]
 
 _COUNTS = [
@@ -59,24 +61,21 @@ class Desk:
         return [Arrival(raw, wire.head_of(raw), until) for raw in reply.get("Messages", ())]
 
     def hop(self, arrivals: Sequence[Arrival], now: float, hop: int) -> None:
-        """Those that are not due yet wait once more: copies of them, then the end of what has come."""
+        """Those that are not due yet wait once more: copies of them, then the end of what has come. Raises why one does not."""
         letters = []
         for arrival in arrivals:
             assert arrival.head is not None
             letters.append(Letter(self.route, wire.repack(arrival.raw), wire.seconds(arrival.head.due - now, hop)))
-        self.move(arrivals, letters)
-
-    def move(self, arrivals: Sequence[Arrival], letters: Sequence[Letter]) -> None:
-        """Send these on, and remove those that are there. The others come again; raises why."""
-        for error in self._moved(arrivals, letters):
+        for error in self.move(arrivals, letters):
             if error is not None:
                 raise error
 
     def replace(self, arrivals: Sequence[Arrival]) -> Answers:
         """Copies of these, and then the end of what has come."""
-        return self._moved(arrivals, [Letter(self.route, wire.repack(arrival.raw)) for arrival in arrivals])
+        return self.move(arrivals, [Letter(self.route, wire.repack(arrival.raw)) for arrival in arrivals])
 
-    def _moved(self, arrivals: Sequence[Arrival], letters: Sequence[Letter]) -> Answers:
+    def move(self, arrivals: Sequence[Arrival], letters: Sequence[Letter]) -> Answers:
+        """Send these on, and remove those that are there. The others come again."""
         sent = self._sender.send_all(letters)
         done = [arrival.raw["ReceiptHandle"] for arrival, error in zip(arrivals, sent, strict=True) if error is None]
         for at in range(0, len(done), MOST):
@@ -112,7 +111,7 @@ class Desk:
         """By tag."""
         what = f"reading notes of {self.route.native!r}"
         tags = self._sqs.call("list_queue_tags", what, QueueUrl=self.route.target).get("Tags", {})
-        return {tag: int(times) for tag, times in tags.items() if tag.startswith(ALONE)}
+        return {tag: int(times) for tag, times in tags.items() if tag.startswith(ALONE) and COUNT.fullmatch(times)}
 
     def depth(self) -> tuple[int, int]:
         """How many messages wait, and how many are hidden in somebody's hands; a moment ago, about."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from mqkit.backends.base import Address, Received, Settlement, Turn
 from mqkit.backends.sqs import policy, wire
-from mqkit.backends.sqs.desk import Arrival, Desk
+from mqkit.backends.sqs.desk import COUNT, Arrival, Desk
 from mqkit.backends.sqs.options import MOST, SqsOptions
 from mqkit.backends.sqs.places import Places, Route
 from mqkit.backends.sqs.polls import Polls
@@ -189,7 +189,8 @@ def sweep(places: Places, topic: Route, now: float) -> None:
     for native, url in places.queues(places.names.listeners):
         try:
             tags = places.sqs.call("list_queue_tags", f"looking at {native!r}", QueueUrl=url).get("Tags", {})
-            if now - 60 * int(tags.get(SEEN, now // 60)) < DEAD:
+            seen = tags.get(SEEN, "")
+            if not COUNT.fullmatch(seen) or now - 60 * int(seen) < DEAD:
                 continue
             what = f"removing {native!r}"
             arn = places.sqs.call("get_queue_attributes", what, QueueUrl=url, AttributeNames=["QueueArn"])

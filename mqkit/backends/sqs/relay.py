@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from mqkit.backends.sqs.options import MOST, SqsOptions
 from mqkit.backends.sqs.places import Places
 from mqkit.backends.sqs.polls import Polls
 from mqkit.backends.sqs.sender import Letter
-from mqkit.errors import MqkitError, NotFound
+from mqkit.errors import ConfigError, MqkitError, NotFound, Unencodable
+
+log = logging.getLogger("mqkit")
 
 
 class Relay:
@@ -56,11 +59,23 @@ class Relay:
             self._desk.hop(early, now, self._hop)
         if due := [arrival for arrival in arrivals if arrival not in early]:
             try:
-                self._desk.move(due, [self._letter(arrival) for arrival in due])
+                self._move(due)
             except MqkitError:
                 self._places.forget(self._address)
                 raise
         return ()
+
+    def _move(self, due: Sequence[Arrival]) -> None:
+        """One that its target does not take comes again, and keeps nothing else waiting. Raises why others do."""
+        trouble: MqkitError | None = None
+        for arrival, error in zip(due, self._desk.move(due, [self._letter(each) for each in due]), strict=True):
+            if isinstance(error, (Unencodable, ConfigError)):
+                extra = {"to": str(self._address), "message_id": arrival.raw["MessageId"], "error": str(error)}
+                log.warning("delayed.refused", extra=extra)
+            else:
+                trouble = error or trouble
+        if trouble is not None:
+            raise trouble
 
     def _letter(self, arrival: Arrival) -> Letter:
         route, packed = self._places.find(self._address), wire.repack(arrival.raw)

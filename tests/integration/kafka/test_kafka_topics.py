@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 from kafka import TopicPartition as Partition
 from kafka.admin import ConfigResource
 
-from mqkit import Queue, Topic
+from mqkit import Delivery, Queue, Reject, Retry, Topic, _ending, fixed
 from mqkit._url import Url, parse_options
 from mqkit.backends.kafka import consumer, relay, trim
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
@@ -260,6 +261,80 @@ class TestRefusals:
             bus.publish(short, "small", timeout=20.0)
 
         assert harness.read_native(short) == [b'"small"'] * 3
+
+    def test_a_dead_letter_that_its_topic_refuses_waits_on_and_keeps_nothing_busy(
+        self, harness: KafkaHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(_ending, "REFUSED_RETRY", 2.0)
+        large, bus, seen, begun = Queue("large", str), harness.bus(), list[int](), list[float]()
+
+        @bus.on(large)
+        def fail(_: str) -> None:
+            begun.append(time.monotonic())
+            raise Reject("no")
+
+        bus.on(numbers)(seen.append)
+        bus.declare(large, numbers)
+        refusing = [harness.topic_of_the_dead(large), harness.lane(1.0)]
+        with harness.control() as admin:
+            bus.publish(words, "the ladder is there", delay=1.0)
+            admin.alter_configs(
+                [ConfigResource("topic", one, configs={"max.message.bytes": "2000"}) for one in refusing]
+            )
+            with bus.worker(), caplog.at_level(logging.WARNING, "mqkit"):
+                began = time.monotonic()
+                bus.publish(large, random.randbytes(5000).hex())
+                said = lambda: [one for one in caplog.records if one.message == "copies.delayed"]
+                harness.wait(lambda: len(said()) >= 3, within=30.0)
+                assert len(said()) <= 1 + (time.monotonic() - began) / 2.0
+                bus.publish_many(numbers, range(100))
+                harness.wait(lambda: len(seen) == 100)
+                room = {"max.message.bytes": "100000"}
+                admin.alter_configs([ConfigResource("topic", one, configs=room) for one in refusing])
+                harness.wait(lambda: bus.dead_letters(large).list(), within=30.0)
+
+        assert begun
+        assert bus.dead_letters(numbers).list() == []
+
+    def test_what_a_handler_publishes_and_its_topic_refuses_is_a_failed_attempt(self, harness: KafkaHarness) -> None:
+        short, bus, attempts = Queue("short", str, native=SHORT), harness.bus(), list[int]()
+
+        @bus.on(numbers, retry=Retry(attempts=3, backoff=fixed(0.2)))
+        def handle(number: int, delivery: Delivery[int]) -> None:
+            attempts.append(delivery.attempt)
+            delivery.publish(short, "x" * number)
+
+        bus.declare(short)
+        with bus.worker():
+            bus.publish_many(numbers, [5000, 1])
+            harness.wait(lambda: bus.dead_letters(numbers).list(), within=30.0)
+            harness.wait_empty(numbers)
+        [letter] = bus.dead_letters(numbers).list()
+
+        assert sorted(attempts) == [1, 1, 2, 3]
+        assert letter.message.body == b"5000"
+        assert "MessageTooLarge" in letter.reason
+        assert harness.read_native(short) == [b'"x"']
+
+    def test_what_others_may_write_may_die(self, harness: KafkaHarness) -> None:
+        """Larger than this program publishes: its topic takes it, so its dead letters do."""
+        large = Queue("large", str, native=KafkaQueue(config={"max.message.bytes": "10000000"}))
+        other, bus = harness.bus(harness.url_with(max_body=9_000_000)), harness.bus()
+        bus.declare(large)
+        with harness.control() as admin:
+            room = {"max.message.bytes": "10000000"}
+            admin.alter_configs([ConfigResource("topic", harness.topic_of_the_dead(large), configs=room)])
+        other.publish(large, "x" * 5_000_000, timeout=30.0)
+
+        @bus.on(large)
+        def fail(_: str) -> None:
+            raise Reject("no")
+
+        with bus.worker():
+            harness.wait(lambda: bus.dead_letters(large).list(), within=30.0)
+        [letter] = bus.dead_letters(large).list()
+
+        assert letter.message.body == b'"%b"' % (b"x" * 5_000_000)
 
     def test_among_many_of_others_it_is_the_only_one_that_is_called_too_large(self, harness: KafkaHarness) -> None:
         """The driver gives up all that are on the way, and nobody knows what became of those."""

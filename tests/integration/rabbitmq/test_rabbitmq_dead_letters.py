@@ -51,9 +51,12 @@ USES: list[Callable[[Bus], object]] = [
 
 @pytest.mark.parametrize("use", USES, ids=["list", "replay", "purge"])
 def test_who_comes_second_waits_until_the_first_lets_go(bus: Bus, other: Admin, use: Callable[[Bus], object]) -> None:
-    threading.Timer(0.7, other.close).start()
-
-    assert use(bus) == 30
+    letting_go = threading.Timer(0.7, other.close)
+    letting_go.start()
+    try:
+        assert use(bus) == 30
+    finally:
+        letting_go.join()  # before it is closed once more
 
 
 @pytest.mark.parametrize("use", USES, ids=["list", "replay", "purge"])

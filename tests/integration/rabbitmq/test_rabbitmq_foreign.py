@@ -8,7 +8,7 @@ from typing import Any
 import pika
 import pytest
 
-from mqkit import Delivery, Queue
+from mqkit import Delivery, Queue, Reject, Retry, fixed
 from mqkit.backends.rabbitmq import names
 from mqkit.codecs import RAW
 from tests.rabbit_server import RabbitHarness
@@ -96,3 +96,72 @@ def test_a_count_of_returns_that_is_none_is_no_count(harness: RabbitHarness, cou
         harness.wait_empty(queue)
 
     assert got == [b"body"]
+
+
+def test_a_dead_letter_that_would_be_too_large_with_its_headers_goes_without_them(harness: RabbitHarness) -> None:
+    """A byte that is no text takes three in the copy."""
+    letters, bus = Queue("letters", bytes, codec=RAW), harness.bus()
+    seen: list[bytes] = []
+
+    @bus.on(letters)
+    def handle(body: bytes) -> None:
+        if body == b"bad":
+            raise Reject("r" * 1000)
+        seen.append(body)
+
+    bus.declare(letters)
+    with harness.native() as channel:
+        for body, headers in ((b"bad", {"raw": b"\xff" * 46_000}), (b"good", {})):
+            properties = pika.BasicProperties(headers=headers, message_id=body.decode())
+            channel.basic_publish("", names.queue_of(letters.address), body, properties)
+    with bus.worker():
+        harness.wait(lambda: seen == [b"good"])
+        harness.wait_empty(letters)
+    [letter] = bus.dead_letters(letters).list()
+
+    assert (letter.id, letter.message.body, letter.message.headers) == ("bad", b"bad", {})
+    assert letter.reason == "r" * 100
+
+
+def test_what_a_foreign_dead_letter_says_of_its_priority_stops_no_replay(harness: RabbitHarness) -> None:
+    letters, bus = Queue("letters", bytes, codec=RAW), harness.bus()
+    bus.declare(letters)
+    with harness.native() as channel:
+        for priority in ("256", "-257", "3"):
+            headers = {"mq-dead-reason": "x", "mq-dead-priority": priority}
+            properties = pika.BasicProperties(headers=headers, message_id=priority)
+            channel.basic_publish("", names.queue_of(letters.address.dead_letters), b"body", properties)
+
+    assert bus.dead_letters(letters).replay() == 3
+    with bus.subscription(letters) as messages:
+        assert {delivery.id for delivery in harness.take(messages, 3)} == {"256", "-257", "3"}
+
+
+def test_what_is_no_note_among_notes_is_removed(harness: RabbitHarness) -> None:
+    letters, bus, tried = Queue("letters", str, key=str), harness.bus(), list[str]()
+
+    @bus.on(letters, retry=Retry(attempts=3, backoff=fixed(0.01)))
+    def handle(body: str, delivery: Delivery[str]) -> None:
+        tried.append(f"{body} {delivery.attempt}")
+        raise ValueError(body)
+
+    bus.declare(letters)
+    notes = names.notes_of(letters.address)
+    with harness.native() as channel:
+        bus.publish(letters, "first")
+        with bus.worker():
+            harness.wait(lambda: len(tried) == 3)  # now there is a queue of notes
+            harness.wait(lambda: len(bus.dead_letters(letters).list()) == 1)
+        for body in (
+            b"hello",
+            b'{"id":1}',
+            b'{"id":"a","x":' + b"[" * 3000 + b"]" * 3000 + b"}",
+            b'{"id":"a","attempt":1e9}',
+        ):
+            channel.basic_publish("", notes, body)
+        with bus.worker():
+            bus.publish(letters, "second")
+            harness.wait(lambda: len(bus.dead_letters(letters).list()) == 2)
+        harness.wait(lambda: channel.queue_declare(notes, passive=True).method.message_count == 0)
+
+    assert tried == [f"{body} {attempt}" for body in ("first", "second") for attempt in (1, 2, 3)]

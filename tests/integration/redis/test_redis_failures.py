@@ -390,9 +390,9 @@ def test_what_a_crash_may_lose_is_said(server: RedisProcess) -> None:
 
 
 def test_a_publish_waits_for_the_replicas_it_asked_for(server: RedisProcess) -> None:
-    bus = Bus(f"{server.url}?wait_replicas=1&timeout=2")
-    with pytest.raises(PublishUnknown, match="0 of 1"):
-        bus.publish(words, "nobody has it yet")
+    with Bus(f"{server.url}?wait_replicas=1&timeout=2") as hasty, pytest.raises(PublishUnknown, match="0 of 1"):
+        hasty.publish(words, "nobody has it yet")
+    bus = Bus(f"{server.url}?wait_replicas=1&timeout=20")
     with RedisProcess(config={"replicaof": f"127.0.0.1 {server.port}"}), client(server) as native:
         until(lambda: native.info("replication")["connected_slaves"] == 1)
         until(lambda: native.wait(1, 1000) == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from mqkit import Broadcast, Bus, Delivery, Queue, Retry, Topic
+from mqkit import Broadcast, Bus, Delivery, Queue, Reject, Retry, Topic
 from mqkit.backends.sqs import wire
+from mqkit.backends.sqs.desk import ALONE
+from mqkit.backends.sqs.listener import SEEN
+from mqkit.backends.sqs.options import QUEUE_BYTES, TOPIC_BYTES
 from mqkit.errors import ConfigError, Denied, MessageTooLarge, PublishUnknown, TopologyMismatch, Unavailable
 from mqkit.native import SnsTopic, SqsQueue
 from mqkit.patterns.retry import fixed
@@ -200,6 +204,63 @@ def test_what_others_make_of_our_attribute_stops_nobody(harness: SqsHarness) -> 
         harness.wait_empty(texts)
 
     assert sorted(seen) == sorted(["\u00e4", "deep", "often", "octets", "neighbour"])
+
+
+def test_a_dead_letter_that_would_be_too_large_goes_without_what_can_be_spared(harness: SqsHarness) -> None:
+    texts, bus = Queue(harness.unique("texts"), str), harness.bus()
+    bus.declare(texts)
+    body = "x" * (QUEUE_BYTES - 2000)
+    harness.send_native(texts, json.dumps(body), {"colour": {"DataType": "String", "StringValue": "red" * 200}})
+
+    @bus.on(texts)
+    def handle(_: str) -> None:
+        raise Reject("r" * 2000)
+
+    with bus.worker():
+        harness.wait(lambda: bus.dead_letters(texts).list(), within=30.0)
+        harness.wait_empty(texts)
+    [letter] = bus.dead_letters(texts).list()
+
+    assert (letter.message.body, letter.message.headers) == (json.dumps(body).encode(), {})
+    assert letter.reason == "r" * 100
+
+
+def test_what_a_topic_will_not_take_when_it_is_due_keeps_nothing_waiting(
+    harness: SqsHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A queue takes a message that is too large for a topic."""
+    events, bus, seen = Topic(harness.unique("events"), str, groups=["all"]), harness.bus(), list[str]()
+    bus.on(events, group="all")(seen.append)
+    bus.declare(events)
+    harness.send_to_the_delayed(events, "x" * (TOPIC_BYTES + 1000))
+    with bus.worker(), caplog.at_level(logging.WARNING, "mqkit"):
+        for number in range(3):
+            harness.wait(lambda: "delayed.refused" in [record.message for record in caplog.records])
+            bus.publish(events, str(number), delay=0.5)
+            harness.wait(lambda: len(seen) == number + 1)  # noqa: B023
+
+    sources = [str(vars(record).get("source")) for record in caplog.records]
+    assert [source for source in sources if events.name in source] == []
+
+
+def test_what_somebody_wrote_into_tags_of_ours_stops_nobody(harness: SqsHarness) -> None:
+    texts, ticks = Queue(harness.unique("texts"), str), Broadcast(harness.unique("ticks"), str)
+    bus, other = harness.bus(), harness.bus()
+    bus.declare(texts, ticks)
+    with bus.subscription(ticks):
+        harness.tag_all({SEEN: "1.5", f"{ALONE}x": "", f"{ALONE}y": "1.0"})
+        with other.subscription(ticks) as messages:
+            other.publish(ticks, "tick")
+            assert messages.receive(timeout=20.0)
+
+    bus.publish(texts, "word")
+    with bus.subscription(texts) as messages:
+        harness.take(messages, 1)  # and it comes back, of which notes may tell more
+    with bus.subscription(texts) as messages:
+        [again] = harness.take(messages, 1)
+        again.ack()
+
+    assert again.payload == "word"
 
 
 @pytest.mark.parametrize(("status", "kind"), [(403, Denied), (503, Unavailable)])

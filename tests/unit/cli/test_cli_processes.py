@@ -137,6 +137,14 @@ def test_a_closed_pipe_ends_a_tail_quietly(url: str, bus: Bus):
     assert "BrokenPipe" not in ran.stderr
 
 
+def test_what_a_terminal_cannot_show_is_shown_by_its_number(start: Start, bus: Bus, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    bus.publish(Queue("texts", str), "\u65e5")
+    out, err = start("tail", "texts", "--no-follow").communicate(timeout=30)
+    assert r"\u65e5" in out
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("target", ["shop:bus", "shop:make"])
 def test_run_consumes_until_a_signal(start: Start, shop: Path, bus: Bus, target: str):
     bus.publish(emails, {"n": 1})

@@ -113,6 +113,8 @@ def test_only_groups_of_a_tail_on_this_machine_that_has_ended_are_abandoned():
     assert not abandoned(f"{mine}{os.getpid()}-abc")
     assert not abandoned(f"{PREFIX}elsewhere-999999999-abc")
     assert not abandoned("billing")
+    for nonsense in ("\u00b2", "9" * 30, "-1", ""):
+        assert not abandoned(f"{mine}{nonsense}-abc")
 
 
 def test_a_tail_in_another_container_of_the_same_host_name_is_not_judged(monkeypatch: pytest.MonkeyPatch):

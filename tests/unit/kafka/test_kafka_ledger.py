@@ -124,5 +124,6 @@ def test_what_does_not_fit_leaves_out_what_is_done_first_and_never_an_attempt() 
 
 
 def test_what_somebody_else_wrote_is_nothing() -> None:
-    for text in ("", "hello", "{}", '{"a": 1}', "[1]", "\udcff"):
+    deep = "[[0,0,true,0,0,0,0,0,true," + 1000 * "["
+    for text in ("", "hello", "{}", '{"a": 1}', "[1]", "\udcff", deep):
         assert past_of(3, text) == NOTHING

@@ -242,6 +242,12 @@ class TestWire:
         assert (got.id, got.key, got.headers, got.envelope) == (id, key, headers, envelope)
         assert (got.attempt, got.since, got.priority, got.expires_at) == (2, 7.25, priority, 103.0)
 
+    @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "soon"])
+    def test_an_expiry_that_is_none_is_not_there(self, text: str) -> None:
+        properties = pika.BasicProperties(headers={"mq-expires": text})
+
+        assert wire.received(Address("queue", "q"), 1, _Method(), properties, b"", counted=True).expires_at is None
+
     def test_headers_that_would_close_the_connection_are_refused_before(self) -> None:
         for headers, error in (({"h" * 300: "v"}, Unencodable), ({"h": "☃" * 60_000}, MessageTooLarge)):
             sent = Outgoing(Address("queue", "q"), "id", b"", None, headers, Envelope())
