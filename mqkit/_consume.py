@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mqkit._call import Interrupted
 from mqkit._chance import chance
 from mqkit._crew import Crew
 from mqkit._ending import Endings, Sender
@@ -401,7 +400,7 @@ class ConsumePump:
             if isinstance(error, LeaseLost):
                 self.counts.stale += 1
                 continue
-            if self._endings.at_fault(received, error):
+            if self._endings.accuse(received, error):
                 self._verdicts.append((self._in_hand_again(received), error))
                 continue
             # The backend would not take a copy, likely because its destination is gone: nothing happened, the original
@@ -411,7 +410,7 @@ class ConsumePump:
             if (release := self._endings.postponed(received, error)) is not None:
                 again.append(release)
             else:
-                self._endings.park(self._in_hand_again(received), error, Interrupted())
+                self._endings.put_off(self._in_hand_again(received), error)
         if again:
             receiver.settle([*again, *self._hold_back({each.delivery.key for each in again}, turn)])
         if turn.revoked:

@@ -57,6 +57,13 @@ class Confirmed(BaseException):
         self.error = error
 
 
+class Postponed(BaseException):
+    """Its copies were refused: it is to come again after so many seconds."""
+
+    def __init__(self, after: float) -> None:
+        self.after = after
+
+
 class Ending(msgspec.Struct, frozen=True):
     """
     How a delivery ends once its copies are safe. A copy goes through a bus of its own, or (None) through this one.
@@ -102,6 +109,7 @@ class Endings:
         self._paying: deque[Any] = deque(
             maxlen=REMEMBERED
         )  # handles of those done that were settled with what they staged
+        self._put_off: deque[Any] = deque(maxlen=REMEMBERED)  # handles of those for which a copy was to wait
         # What stays in hand until (monotonic) it is tried again to end it so.
         self.parked: list[tuple[float, Delivery[Any], BaseException]] = []
 
@@ -118,6 +126,8 @@ class Endings:
             return self._complete(delivery, Ending(delivery._staged or (), "done", None))
         if isinstance(outcome, INTERRUPTIONS):
             return self._again(delivery, "released", outcome, after=0.0 if self._stopping.is_set() else COPY_RETRY)
+        if isinstance(outcome, Postponed):
+            return self._again(delivery, "released", None, after=0.0 if self._stopping.is_set() else outcome.after)
         return self._failed(delivery, outcome)
 
     def postponed(self, received: Received, error: BaseException) -> Release | None:
@@ -133,21 +143,29 @@ class Endings:
             return Release(received, min(_until_again(error), self._can.release))
         return None
 
-    def park(self, delivery: Delivery[Any], error: BaseException, outcome: BaseException) -> None:
+    def put_off(self, delivery: Delivery[Any], error: BaseException) -> None:
         """
-        To wait elsewhere it would need a copy: it stays in hand, and ends so later.
+        A copy waits for it; where that is refused too it stays in hand, for it would need a copy to wait elsewhere.
 
         Args:
             error: What its copies were refused with.
         """
-        self.parked.append((time.monotonic() + _until_again(error), delivery, outcome))
+        handle, postponed = delivery._received.handle, Postponed(_until_again(error))
+        if handle in self._put_off:
+            self.parked.append((time.monotonic() + postponed.after, delivery, postponed))
+        else:
+            self._put_off.append(handle)
+            self._finish(delivery, postponed)
 
-    def at_fault(self, received: Received, error: BaseException) -> bool:
+    def accuse(self, received: Received, error: BaseException) -> bool:
         """
         Was it done, and what its handler staged refused for what it is? That is a failed attempt. Not with order, where the
         next of its key may have begun: it comes again in its place.
         """
-        return isinstance(error, Unencodable) and not self._settings.ordered and received.handle in self._paying
+        if self._settings.ordered or not isinstance(error, Unencodable) or received.handle not in self._paying:
+            return False
+        self._paying.remove(received.handle)  # the next copy that is refused is none of its handler's
+        return True
 
     def forget(self, handle: Any) -> None:
         """A delivery was revoked."""
@@ -178,6 +196,8 @@ class Endings:
 
     def clear(self) -> None:
         self._awaited.clear()
+        self._paying.clear()
+        self._put_off.clear()
         self.parked.clear()
 
     # -- deciding --------------------------------------------------------------------------------------------------
@@ -306,8 +326,9 @@ class Endings:
         if (release := self.postponed(delivery._received, error)) is not None:
             self._tally.note(delivery, "released", error)
             return (release,)
+        # To wait elsewhere it would need a copy too: it stays in hand, and only its copies are tried again.
         self._awaited[delivery._received.handle] = Ending(copies, ending.outcome, ending.error)
-        self.park(delivery, error, Confirmed(None))
+        self.parked.append((time.monotonic() + _until_again(error), delivery, Confirmed(None)))
         return None
 
     def _origin(self, delivery: Delivery[Any]) -> dict[str, Any]:

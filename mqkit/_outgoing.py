@@ -10,7 +10,7 @@ from typing import Any
 from mqkit._ids import new_id
 from mqkit.backends.base import Capabilities, Outgoing
 from mqkit.destinations import Destination
-from mqkit.envelope import PREFIX, Envelope
+from mqkit.envelope import FIRST, LAST, PREFIX, Envelope
 from mqkit.errors import CapabilityMissing, ConfigError, MessageTooLarge, Unencodable
 from mqkit.message import Message, PublishOptions, current
 
@@ -87,8 +87,10 @@ def check_envelope(envelope: Envelope) -> None:
     _check_text("correlation_id", envelope.correlation_id)
     _check_text("causation_id", envelope.causation_id)
     sent_at = envelope.sent_at
-    if isinstance(sent_at, bool) or not isinstance(sent_at, (int, float)) or not math.isfinite(sent_at):
-        raise Unencodable(f"sent_at {sent_at!r} is no number of seconds")
+    if isinstance(sent_at, bool) or not isinstance(sent_at, (int, float)) or not FIRST <= sent_at <= LAST:
+        raise Unencodable(
+            f"sent_at {sent_at!r} is no number of seconds since 1970 in the years 1 to 9999; are they milliseconds?"
+        )
 
 
 def too_large(id: str, to: Destination[Any], size: int, can: Capabilities) -> MessageTooLarge:

@@ -12,7 +12,8 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=255)]
-Moment = Annotated[float, msgspec.Meta(ge=-62_135_596_800, le=253_402_300_799)]  # epoch seconds: the years 1 to 9999
+FIRST, LAST = -62_135_596_800, 253_402_300_799  # epoch seconds: the years 1 to 9999
+Moment = Annotated[float, msgspec.Meta(ge=FIRST, le=LAST)]
 
 PREFIX = "mq-"  # reserved: user headers may not start with it, in any case
 

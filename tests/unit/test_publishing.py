@@ -640,6 +640,7 @@ def test_a_timeout_that_nobody_can_wait_for_is_refused_before_anything_is_queued
         {"correlation_id": "a\0b"},
         {"causation_id": None},
         {"sent_at": "yesterday"},
+        {"sent_at": 1_700_000_000_000.0},  # milliseconds
         {"sent_at": float("nan")},
     ],
 )
