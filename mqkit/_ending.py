@@ -106,10 +106,9 @@ class Endings:
         self._finish, self._now, self._stopping = finish, now, stopping
         self._early = settings.early
         self._awaited: dict[Any, Ending] = {}  # of deliveries whose copies are on their way elsewhere, by handle
-        self._paying: deque[Any] = deque(
-            maxlen=REMEMBERED
-        )  # handles of those done that were settled with what they staged
-        self._put_off: deque[Any] = deque(maxlen=REMEMBERED)  # handles of those for which a copy was to wait
+        # Handles: of those done that were settled with what they staged, and of those for which a copy was to wait.
+        self._paying: deque[Any] = deque(maxlen=REMEMBERED)
+        self._put_off: deque[Any] = deque(maxlen=REMEMBERED)
         # What stays in hand until (monotonic) it is tried again to end it so.
         self.parked: list[tuple[float, Delivery[Any], BaseException]] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args
 
@@ -89,6 +90,15 @@ def from_headers(headers: Mapping[str, str]) -> tuple[Envelope, dict[str, str]]:
     if "reason" in dead:
         own["dead"] = Dead(**dead)
     return Envelope(**own), user
+
+
+def number_of(text: str | None) -> float | None:
+    """Of a header; None where it has none that is finite."""
+    try:
+        number = math.nan if text is None else float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _bounded(alias: Any) -> Callable[[str], Any]:

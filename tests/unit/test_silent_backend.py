@@ -76,6 +76,7 @@ def test_nothing_is_started_that_may_be_anothers_by_now(bus: Bus, answering: thr
         until(lambda: len(handled) >= 5)
 
     assert sorted(handled) == [(number, 1, True) for number in range(5)]
+    assert consumer.counts.released >= 4
     assert sorted(given_back) == [False, True, True, True, True]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import msgspec
 
 from mqkit.backends.base import Address, Outgoing, Received
 from mqkit.backends.kafka.ledger import Held
-from mqkit.envelope import from_headers, to_headers
+from mqkit.envelope import from_headers, number_of, to_headers
 
 ID, EXPIRES = "mq-id", "mq-expires"
 DUE, TO = "mq-due", "mq-to"  # on the ladder only: epoch seconds, and the topic where it leads
@@ -84,7 +83,7 @@ def received(address: Address, record: Any, held: Held) -> Received:
         held.lost,
         held.solo,
         held.since or envelope.since or None,
-        _number(texts.get(EXPIRES)),
+        number_of(texts.get(EXPIRES)),
         0,
         None,
         Entry(record.topic, record.partition, record.offset, record.timestamp / 1000),
@@ -100,7 +99,7 @@ def _texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
 
 def hop_of(headers: Sequence[tuple[str, bytes | None]]) -> Hop:
     due, to, partition = (value_of(headers, name) for name in LADDER)
-    seconds = _number(due)
+    seconds = number_of(due)
     return Hop(
         seconds or 0.0,
         to if to and _TOPIC.fullmatch(to) else "",
@@ -119,11 +118,3 @@ def without(headers: Iterable[tuple[str, bytes | None]], *names: str) -> Headers
 
 def _text(value: bytes | None) -> str:
     return "" if value is None else value.decode(errors="replace")
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = math.nan if text is None else float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

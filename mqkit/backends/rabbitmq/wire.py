@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import pika
 
 from mqkit._ids import new_id
 from mqkit.backends.base import Address, Outgoing, Received
-from mqkit.envelope import from_headers, to_headers
+from mqkit.envelope import from_headers, number_of, to_headers
 from mqkit.errors import MessageTooLarge, MqkitError, Unencodable
 
 SHORT = 255  # bytes of a short string: names, routing keys, header names and some properties
@@ -128,7 +127,7 @@ def received(
         returns if isinstance(returns, int) else 0,  # others may have put anything there
         0,
         envelope.since or None,
-        _number(expires),
+        number_of(expires),
         properties.priority or 0,
         None,
         Native(_text(method.exchange), _text(method.routing_key), properties),
@@ -150,11 +149,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = math.nan if text is None else float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
