@@ -234,17 +234,17 @@ class Transactions:
         deadline = time.monotonic() + self._cluster.options.patience
         producer.driver._sender.wakeup()
         answered = threading.Event()
-        while not futures[-1].is_done and time.monotonic() < deadline:
-            with contextlib.suppress(native.KafkaTimeoutError):
-                futures[-1].get(STALLED)
-                break
-            answered.clear()
-            producer.ask_for(topics, answered.set)
-            if answered.wait(STALLED) and (missing := [topic for topic in topics if not producer.partitions(topic)]):
-                raise NotFound(f"{self._cluster} does not have {missing[0]} any more")
-        for future in reversed(futures):
-            if not future.is_done:
-                raise Unavailable(f"{self._cluster} does not take what a transaction is about")
+        for future in reversed(futures):  # where the last one of a partition is written, so are those before it
+            while not future.is_done:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"{self._cluster} does not take what a transaction is about")
+                with contextlib.suppress(native.KafkaTimeoutError):
+                    future.get(STALLED)
+                    break
+                answered.clear()
+                producer.ask_for(topics, answered.set)
+                if answered.wait(STALLED) and (missing := [topic for topic in topics if not producer.partitions(topic)]):
+                    raise NotFound(f"{self._cluster} does not have {missing[0]} any more")
             if future.exception is not None:  # one that expired is not noticed by the transaction
                 raise future.exception
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -11,34 +12,44 @@ from kafka.structs import OffsetAndMetadata
 
 from mqkit._url import Url, parse_options
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
-from mqkit.backends.kafka.producer import Transactions
+from mqkit.backends.kafka.producer import BATCH, Transactions
+from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.errors import Lost
 from mqkit.testing.brokers import KafkaProcess
 from tests.integration.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(60)]
 
-TOPIC = "refused-offsets"
+
+@pytest.fixture
+def address(kafka: KafkaProcess) -> str:
+    return f"127.0.0.1:{kafka.start().port}"
 
 
 @pytest.fixture
-def transactions(kafka: KafkaProcess, member: KafkaConsumer) -> Iterator[Transactions]:
+def topic(address: str) -> str:
+    """Of two partitions."""
+    name = f"topic-{uuid.uuid4()}"
+    admin = KafkaAdminClient(bootstrap_servers=address)
+    admin.create_topics([NewTopic(name, 2, 1)])
+    admin.close()
+    return name
+
+
+@pytest.fixture
+def transactions(kafka: KafkaProcess, topic: str) -> Iterator[Transactions]:
     url = Url.parse(kafka.url)
-    transactions = Transactions(Cluster.of(url, parse_options(KafkaOptions, url)), TOPIC)
+    transactions = Transactions(Cluster.of(url, parse_options(KafkaOptions, url)), topic)
     yield transactions
     transactions.close()
 
 
 @pytest.fixture
-def member(kafka: KafkaProcess) -> Iterator[KafkaConsumer]:
-    """Of a group, and has two partitions."""
-    address = f"127.0.0.1:{kafka.start().port}"
-    admin = KafkaAdminClient(bootstrap_servers=address)
-    admin.create_topics([NewTopic(TOPIC, 2, 1)])
-    admin.close()
+def member(address: str, topic: str) -> Iterator[KafkaConsumer]:
+    """Of a group, and has both partitions."""
     # Joining may be faster than the news of the topic; then it has no partitions until the driver asks once more.
     member = KafkaConsumer(
-        TOPIC, bootstrap_servers=address, group_id=TOPIC, enable_auto_commit=False, metadata_max_age_ms=1000
+        topic, bootstrap_servers=address, group_id=topic, enable_auto_commit=False, metadata_max_age_ms=1000
     )
     until(lambda: member.poll(100) or len(member.assignment()) == 2, 60.0)
     yield member
@@ -46,9 +57,9 @@ def member(kafka: KafkaProcess) -> Iterator[KafkaConsumer]:
 
 
 def test_offsets_that_were_refused_are_not_committed_by_the_next_transaction(
-    transactions: Transactions, member: KafkaConsumer
+    transactions: Transactions, member: KafkaConsumer, topic: str
 ) -> None:
-    first, second = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
+    first, second = TopicPartition(topic, 0), TopicPartition(topic, 1)
     present = member.group_metadata()
     with pytest.raises(Lost):
         transactions.carry_out([], {first: OffsetAndMetadata(7, "", -1)}, present._replace(generation_id=99))
@@ -57,3 +68,23 @@ def test_offsets_that_were_refused_are_not_committed_by_the_next_transaction(
 
     until(lambda: member.committed(second) == 9, 20.0)
     assert member.committed(first) is None
+
+
+def test_a_transaction_waits_for_all_of_its_partitions(address: str, topic: str, transactions: Transactions) -> None:
+    """The last record is written long before those of the other partition, whose batches go one after the other."""
+    records = [ProducerRecord(topic, None, b"%06d" % number * (BATCH // 8), [], 0) for number in range(100)]
+
+    transactions.carry_out([*records, ProducerRecord(topic, None, b"last", [], 1)], {}, None)
+
+    reader = KafkaConsumer(
+        topic, bootstrap_servers=address, auto_offset_reset="earliest", isolation_level="read_committed"
+    )
+    found: list[bytes] = []
+
+    def all_came() -> bool:
+        found.extend(record.value for polled in reader.poll(100).values() for record in polled)
+        return len(found) > len(records)
+
+    until(all_came, 30.0)
+    reader.close()
+    assert sorted(found) == sorted([*[record.value for record in records], b"last"])
