@@ -17,7 +17,7 @@ from mqkit.backends.rabbitmq.options import Server
 from mqkit.backends.rabbitmq.publisher import RabbitPublisher
 from mqkit.backends.rabbitmq.reader import Reader, await_turn
 from mqkit.backends.rabbitmq.topology import Exchange, Queue, Route, Step
-from mqkit.errors import MqkitError, NotFound, TopologyMismatch, Unavailable
+from mqkit.errors import Lost, MqkitError, NotFound, TopologyMismatch, Unavailable
 
 
 class RabbitAdmin:
@@ -33,14 +33,11 @@ class RabbitAdmin:
         self._reader: tuple[Address, Reader] | None = None
 
     def declare(self, declarations: Sequence[Declaration]) -> None:
-        done: set[Any] = set()  # names of what several of them need
-        for declaration in declarations:
-            for step in topology.steps(declaration):
-                name = repr(step)
-                if name not in done:
-                    self._make(declaration, step)
-                done.add(name)
-            self._learn(declaration)
+        try:
+            self._declare(declarations)
+        except Lost:
+            # So does a server whose tick finds a quorum queue half made: it ends the connection with code 541 (3.10.8).
+            self._declare(declarations)
 
     def check(self, declarations: Sequence[Declaration]) -> None:
         for declaration in declarations:
@@ -149,8 +146,11 @@ class RabbitAdmin:
 
     @property
     def _link(self) -> Connection:
-        if self._connection is None or self._connection.broken:
-            self._connection, self._opened = Connection(self._server), None
+        if self._connection is not None and self._connection.broken:
+            self._connection.abort()
+            self._connection = self._opened = None
+        if self._connection is None:
+            self._connection = Connection(self._server)
         return self._connection
 
     @property
@@ -159,6 +159,16 @@ class RabbitAdmin:
         if self._opened is None:
             self._opened = Declarer(link)
         return self._opened
+
+    def _declare(self, declarations: Sequence[Declaration]) -> None:
+        done: set[Any] = set()  # names of what several of them need
+        for declaration in declarations:
+            for step in topology.steps(declaration):
+                name = repr(step)
+                if name not in done:
+                    self._make(declaration, step)
+                done.add(name)
+            self._learn(declaration)
 
     def _learn(self, declaration: Declaration) -> None:
         address = declaration.address

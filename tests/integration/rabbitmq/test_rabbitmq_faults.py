@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from mqkit.errors import (
     Unavailable,
 )
 from mqkit.testing.brokers import Certificates, RabbitProcess
+from tests.integration.receivers import declaration_of
 from tests.rabbit_server import RabbitHarness
 from tests.unit.waiting import until
 
@@ -262,6 +264,18 @@ class TestLosingTheServer:
             harness.wait(lambda: bus.health().ready, within=30.0)
             bus.publish(numbers, 3, timeout=30.0)
             harness.wait(lambda: 3 in seen, within=30.0)
+
+    def test_what_is_declared_when_the_connection_ends_is_declared_on_another(self, harness: RabbitHarness) -> None:
+        first, second = Queue("first", int), Queue("second", int)
+        with harness.proxy() as proxy, Bus(proxy.through(harness.url)) as bus:
+            with closing(bus.link.backend.admin()) as admin:
+                admin.declare([declaration_of(bus, first)])
+                connections = proxy.accepted
+                proxy.cut_replies_after(5)
+                admin.declare([declaration_of(bus, second)])
+                assert proxy.accepted == connections + 1
+            bus.publish(second, 1)
+        assert harness.depth(second).ready == 1
 
     def test_an_upload_that_takes_long_is_no_silence(self, harness: RabbitHarness) -> None:
         blobs = Queue("blobs", bytes, codec=RAW)
