@@ -38,7 +38,6 @@ log = logging.getLogger("mqkit")
 Overflow = Literal["block", "reject", "drop_oldest", "drop_newest", "spill"]
 OVERFLOWS: tuple[Overflow, ...] = ("block", "reject", "drop_oldest", "drop_newest", "spill")
 GIVE_UP = 1.0  # longest time close() waits for its thread to let go of what is not answered
-WINDOW = 1000  # messages with the broker and not yet answered
 BLOCK = 30.0  # longest time publish_soon waits for room
 GROUP = 100  # with group commit: so many are sent although a batch is under way
 LINGER = 0.00005  # ... and so many seconds those just answered have to come back and share the next commit
@@ -62,7 +61,8 @@ class PublishPump:
         self._buffer = buffer
         self._overflow = overflow
         # What is with the broker cannot be dropped: half of the buffer stays here, for newer messages to take its place.
-        self._window = min(WINDOW, max(1, buffer // 2)) if overflow == "drop_oldest" else WINDOW
+        most = backend.capabilities.max_inflight
+        self._window = min(most, max(1, buffer // 2)) if overflow == "drop_oldest" else most
         self._queue: deque[Ticket] = deque()
         self._head = threading.RLock()  # over the left end of the queue, and the spill; appending needs none
         self._spill = Spill() if overflow == "spill" else None

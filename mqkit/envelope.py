@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args
@@ -50,18 +49,18 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
 
 def to_headers(envelope: Envelope) -> dict[str, str]:
     """The envelope as text headers, absent fields left out; for systems whose messages carry a flat table."""
+    names = _NAMES
     headers: dict[str, str] = {}
-    for name, value in msgspec.to_builtins(envelope).items():
+    for field, value in msgspec.to_builtins(envelope).items():
         if value.__class__ is str:
-            headers[_header(name)] = value
+            headers[names[field]] = value
         elif value.__class__ is dict:
-            headers.update({_header(f"{name}_{part}"): str(inner) for part, inner in value.items()})
+            headers.update({_header(f"{field}_{part}"): str(inner) for part, inner in value.items()})
         else:
-            headers[_header(name)] = str(value)
+            headers[names[field]] = str(value)
     return headers
 
 
-@functools.cache
 def _header(field: str) -> str:
     return f"{PREFIX}{field.replace('_', '-')}"
 
@@ -128,4 +127,5 @@ def _fields(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, tuple[s
     }
 
 
+_NAMES = {field: _header(field) for field in Envelope.__struct_fields__}
 _FIELDS = _fields(Envelope) | _fields(Dead, "dead_")

@@ -339,6 +339,7 @@ class Capabilities:
     wake: float  # longest time until a blocked receive notices a new message of another process
     max_body: int  # bytes, as the backend takes them; a publish keeps 4 KiB of it free
     max_batch: int = 1000  # messages in one submit
+    max_inflight: int = 1000  # messages that a publisher has at one time and has not answered
     hold: float = math.inf  # longest wait of a `Release` in order: seconds a message may stay unsettled in its place
     settles_at_once: bool = False  # what `receive` or `flush` has carried out stays so if this process dies
     in_order: bool = True  # what has no key is handed out in the order of publishing, as long as nothing comes again

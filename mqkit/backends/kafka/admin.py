@@ -18,7 +18,7 @@ from mqkit.backends.kafka.names import Names
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.producer import Transactions
 from mqkit.backends.kafka.publisher import record_of
-from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.backends.kafka.record import ProducerRecord, tail_of
 from mqkit.backends.kafka.survey import Survey
 from mqkit.errors import NotFound, TopologyMismatch, Unavailable
 
@@ -191,7 +191,7 @@ class KafkaAdmin:
         letters = [letter for letter in self._survey().letters(address) if letter.received.id in replacements]
         there = dict.fromkeys(letter.received.id for letter in letters)
         now, names = self._now(), self._names
-        records = [ProducerRecord(names.topic(address), letter.key, None, []) for letter in letters]
+        records = [ProducerRecord(names.topic(address), letter.key, None, tail_of([])) for letter in letters]
         for id in there:
             records += [record_of(copy, names.topic(copy.address), names, now) for copy in replacements[id]]
         if records:
@@ -204,7 +204,7 @@ class KafkaAdmin:
             letters, topic = survey.letters(address), self._names.topic(address)
             if letters:
                 self._transactions.carry_out(
-                    [ProducerRecord(topic, letter.key, None, []) for letter in letters], {}, None
+                    [ProducerRecord(topic, letter.key, None, tail_of([])) for letter in letters], {}, None
                 )
             return len(letters)
         count, topics, group = survey.ready(address), self._control.topics(), self._names.group(address)

@@ -61,6 +61,7 @@ class KafkaBackend:
             lease=options.lease,
             wake=0.1,
             max_body=options.max_body,
+            max_inflight=2000,  # the driver sends one batch of a partition at a time: the next one fills up meanwhile
             retains=True,
             in_order=False,
             shares=False,

@@ -29,7 +29,7 @@ from mqkit.errors import Closed, Lost, MqkitError, NotFound, PublishFailed, Unav
 TRANSACTION = (
     10.0  # seconds after which the broker gives up one that was left open; until then it hides what comes later
 )
-BATCH = 1 << 17  # bytes of one partition that go together; the driver's own 16 KiB cost 1.6 times the CPU under load
+BATCH = 1 << 18  # bytes of one partition that go together; the driver's own 16 KiB cost 1.6 times the CPU under load
 LARGEST = 64 << 20  # bytes: others' messages are as large as their topic lets them, and so are copies of those
 FAREWELL = 1.0  # seconds a close may take
 EXPIRY = 30.0  # seconds beyond the patience for which the driver tries to deliver a batch
@@ -115,7 +115,7 @@ class Producer:
     def append(self, record: ProducerRecord, place: TopicPartition, ring: Callable[[Any], object]) -> Any:
         """
         `send` outside of a transaction, to a partition that is there; without what the driver looks at for each record and
-        is known here. Whoever appends has asked whether this producer is usable.
+        is known here. Whoever appends has asked whether this producer is usable, and calls `send_appended` afterwards.
 
         Args:
             ring: See `Sent`.
@@ -124,12 +124,13 @@ class Producer:
             Something with `is_done`, and then `exception`.
         """
         try:
-            sent, full = self._append(self.driver._accumulator, place, record, ring)
+            return self._append(self.driver._accumulator, place, record, ring)
         except native.KafkaError as exc:
             raise translate(exc, self.cluster) from exc
-        if full:
-            self.driver._sender.wakeup()
-        return sent
+
+    def send_appended(self) -> None:
+        """Have the driver's thread look for what was appended."""
+        self.driver._sender.wakeup()
 
     @property
     def identified(self) -> bool:
@@ -243,7 +244,9 @@ class Transactions:
                     break
                 answered.clear()
                 producer.ask_for(topics, answered.set)
-                if answered.wait(STALLED) and (missing := [topic for topic in topics if not producer.partitions(topic)]):
+                if answered.wait(STALLED) and (
+                    missing := [topic for topic in topics if not producer.partitions(topic)]
+                ):
                     raise NotFound(f"{self._cluster} does not have {missing[0]} any more")
             if future.exception is not None:  # one that expired is not noticed by the transaction
                 raise future.exception

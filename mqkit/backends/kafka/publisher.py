@@ -16,7 +16,7 @@ from mqkit.backends.kafka import wire
 from mqkit.backends.kafka.errors import GivenUp, publish_error
 from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.backends.kafka.producer import Producer
-from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.backends.kafka.record import ProducerRecord, tail_of
 from mqkit.errors import Closed, ConfigError, Lost, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 STALLED = 1.0  # seconds without any answer after which it is asked whether the topic is still there
@@ -71,6 +71,7 @@ class KafkaPublisher:
             if line is None:
                 line = self._lines[place] = deque()
             line.append((sent, message))
+        self._producer.send_appended()
 
     def collect(self, timeout: float) -> Sequence[Outcome]:
         spoilt = bool(self._late) or self._producer.spoilt
@@ -134,10 +135,8 @@ class KafkaPublisher:
                 raise ConfigError(
                     f"{message.address} has partitions 0 to {len(numbers) - 1}, and {message.native!r} is none of them"
                 )
-            if message.delay > 0:
-                record.headers.append((wire.PARTITION, str(message.native.number).encode()))
-                return record
-            record.partition = message.native.number
+            if message.delay <= 0:
+                record.partition = message.native.number
         return record
 
     def _place(self, record: ProducerRecord) -> Partition:
@@ -182,9 +181,11 @@ def record_of(message: Outgoing, topic: str, names: Names, now: float) -> Produc
     key = message.key.encode() if message.key is not None else None
     if message.address.dead:
         if message.key is not None:
-            headers.append((wire.KEY, message.key.encode()))
+            headers[wire.KEY] = message.key
         key = f"{message.id}/{uuid.uuid4()}".encode()  # one id may die twice, and each is told apart by its tombstone
     if message.delay > 0:
-        headers += [(wire.DUE, repr(now + message.delay).encode()), (wire.TO, topic.encode())]
+        headers[wire.DUE], headers[wire.TO] = repr(now + message.delay), topic
+        if message.native is not None:
+            headers[wire.PARTITION] = str(message.native.number)
         topic = names.lane(lane_for(message.delay))
-    return ProducerRecord(topic, key, message.body, headers)
+    return ProducerRecord(topic, key, message.body, tail_of(headers.items()))

@@ -1,19 +1,21 @@
 """
-Record: one message as Kafka keeps it and as it is written, and how those of a batch are decoded; pure.
+Record: one message as Kafka keeps it and as it is written, how it is encoded and how those of a batch are decoded; pure.
 
 Source of the form: https://kafka.apache.org/documentation/#recordbatch
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 from kafka import TopicPartition as Partition
 from kafka import errors as native
 
-KNOWN = 1000  # header names that are kept as text
+KNOWN = 1000  # header names that are kept, as text and as they travel
 LONGEST = 64  # bytes of one that is kept
+SMALL = 4096  # numbers below are kept as they travel
 BITS = 63  # that a number may have behind its first byte
 
 
@@ -23,8 +25,12 @@ class ProducerRecord(msgspec.Struct, gc=False):
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes]]
+    tail: bytes  # headers as they travel, see `tail_of`
     partition: int | None = None
+
+    @property
+    def headers(self) -> list[tuple[str, bytes | None]]:
+        return _headers(self.tail)
 
 
 class Record(msgspec.Struct, gc=False):
@@ -41,20 +47,62 @@ class Record(msgspec.Struct, gc=False):
     @property
     def headers(self) -> list[tuple[str, bytes | None]]:
         """As far as they can be read: who has written them wrongly is known by his message, not by an error of ours."""
-        tail, names = self.tail, _names
-        headers: list[tuple[str, bytes | None]] = []
-        try:
-            count, pos = _number(tail, 0)
-            for _ in range(count):
-                size, pos = (tail[pos] >> 1, pos + 1) if tail[pos] < 128 else _number(tail, pos)
-                if size < 0:
-                    break
-                name = names[tail[pos : (pos := pos + size)]]
-                size, pos = _number(tail, pos)
-                headers.append((name, None if size < 0 else tail[pos : (pos := pos + size)]))
-        except IndexError:
-            pass
-        return headers
+        return _headers(self.tail)
+
+
+def tail_of(headers: Collection[tuple[str, str | bytes]]) -> bytes:
+    """Headers as they travel."""
+    numbers, names = _numbers, _prefixed
+    parts = [numbers[len(headers)]]
+    for name, value in headers:
+        raw = value.encode() if isinstance(value, str) else value
+        parts += (names[name], numbers[len(raw)], raw)
+    return b"".join(parts)
+
+
+def _headers(tail: bytes) -> list[tuple[str, bytes | None]]:
+    names = _names
+    headers: list[tuple[str, bytes | None]] = []
+    try:
+        count, pos = _number(tail, 0)
+        for _ in range(count):
+            size, pos = (tail[pos] >> 1, pos + 1) if tail[pos] < 128 else _number(tail, pos)
+            if size < 0:
+                break
+            name = names[tail[pos : (pos := pos + size)]]
+            size, pos = _number(tail, pos)
+            headers.append((name, None if size < 0 else tail[pos : (pos := pos + size)]))
+    except IndexError:
+        pass
+    return headers
+
+
+def encode(record: ProducerRecord, age: int, ahead: int) -> bytes:
+    """
+    As it lies in a batch, behind its length.
+
+    Args:
+        age: Milliseconds since the first of the batch; less than 0 if the clock was set back.
+        ahead: Records of the batch before it.
+    """
+    numbers, key, value = _numbers, record.key, record.value
+    return b"".join(
+        (
+            b"\0",
+            numbers[age],
+            numbers[ahead],
+            _NULL if key is None else numbers[len(key)],
+            key or b"",
+            _NULL if value is None else numbers[len(value)],
+            value or b"",
+            record.tail,
+        )
+    )
+
+
+def encode_number(number: int) -> bytes:
+    """As it travels: see `_number`."""
+    return _numbers[number]
 
 
 def decode(data: bytes, pos: int, batch: Any, partition: Partition) -> list[Record]:
@@ -121,6 +169,33 @@ def _number(data: bytes, pos: int) -> tuple[int, int]:
     return number >> 1 ^ -(number & 1), pos + 1
 
 
+class _Numbers(dict[int, bytes]):
+    """Of variable length, as `_number` reads them."""
+
+    def __missing__(self, number: int) -> bytes:
+        left = number << 1 if number >= 0 else ~number << 1 | 1
+        encoded = bytearray()
+        while left > 127:
+            encoded.append(left & 127 | 128)
+            left >>= 7
+        encoded.append(left)
+        travelling = bytes(encoded)
+        if 0 <= number < SMALL:
+            self[number] = travelling
+        return travelling
+
+
+class _Prefixed(dict[str, bytes]):
+    """Names of headers, which are few, as they travel: behind their length."""
+
+    def __missing__(self, name: str) -> bytes:
+        raw = name.encode()
+        travelling = _numbers[len(raw)] + raw
+        if len(self) < KNOWN and len(raw) <= LONGEST:
+            self[name] = travelling
+        return travelling
+
+
 class _Names(dict[bytes, str]):
     """Names of headers, which are few, as text."""
 
@@ -131,4 +206,5 @@ class _Names(dict[bytes, str]):
         return name
 
 
-_names = _Names()
+_numbers, _prefixed, _names = _Numbers(), _Prefixed(), _Names()
+_NULL = _numbers[-1]

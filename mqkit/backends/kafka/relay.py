@@ -22,7 +22,7 @@ from mqkit.backends.kafka import wire
 from mqkit.backends.kafka.member import Member
 from mqkit.backends.kafka.names import Names, lane_for
 from mqkit.backends.kafka.producer import Transactions
-from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.backends.kafka.record import ProducerRecord, tail_of
 from mqkit.backends.kafka.trim import Trimmer
 from mqkit.errors import MqkitError, NotFound, Unavailable
 
@@ -212,19 +212,19 @@ class Relay:
         """Onto the next lane, or where it is to go; None: nowhere, so it is none of ours."""
         hop = wire.hop_of(record.headers)
         if hop.due > now:
-            return ProducerRecord(
-                self._names.lane(lane_for(hop.due - now)), record.key, record.value, wire.without(record.headers)
-            )
+            tail = tail_of(wire.without(record.headers))
+            return ProducerRecord(self._names.lane(lane_for(hop.due - now)), record.key, record.value, tail)
         if not hop.to:
             log.warning("delayed.unreadable", extra={"topic": record.topic, "offset": record.offset})
             return None
         # Its topic may have been made again with less.
         partition = hop.partition if hop.partition in self._transactions.partitions(hop.to) else None
-        return ProducerRecord(hop.to, record.key, record.value, wire.without(record.headers, *wire.LADDER), partition)
+        tail = tail_of(wire.without(record.headers, *wire.LADDER))
+        return ProducerRecord(hop.to, record.key, record.value, tail, partition)
 
     def _put_off(self, record: Any, now: float) -> ProducerRecord:
         headers = [*wire.without(record.headers, wire.DUE), (wire.DUE, repr(now + PUT_OFF).encode())]
-        return ProducerRecord(self._names.lane(lane_for(PUT_OFF)), record.key, record.value, headers)
+        return ProducerRecord(self._names.lane(lane_for(PUT_OFF)), record.key, record.value, tail_of(headers))
 
     def _start_over(self) -> None:
         self._not_before = time.monotonic() + AGAIN

@@ -48,16 +48,16 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     timestamp: float  # epoch seconds
 
 
-def headers_of(message: Outgoing, now: float) -> Headers:
+def headers_of(message: Outgoing, now: float) -> dict[str, str]:
     """
     Args:
         now: The publisher's clock, from which the ttl counts.
     """
-    texts = message.headers | to_headers(message.envelope)
-    texts[ID] = message.id
+    headers = to_headers(message.envelope)
+    headers[ID] = message.id
     if message.ttl is not None:
-        texts[EXPIRES] = repr(now + message.delay + message.ttl)
-    return [(name, text.encode()) for name, text in texts.items()]
+        headers[EXPIRES] = repr(now + message.delay + message.ttl)
+    return message.headers | headers if message.headers else headers
 
 
 def received(address: Address, record: Any, held: Held) -> Received:

@@ -13,7 +13,7 @@ from kafka.structs import OffsetAndMetadata
 from mqkit._url import Url, parse_options
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
 from mqkit.backends.kafka.producer import BATCH, Transactions
-from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.backends.kafka.record import ProducerRecord, tail_of
 from mqkit.errors import Lost
 from mqkit.testing.brokers import KafkaProcess
 from tests.integration.processes import until
@@ -72,9 +72,9 @@ def test_offsets_that_were_refused_are_not_committed_by_the_next_transaction(
 
 def test_a_transaction_waits_for_all_of_its_partitions(address: str, topic: str, transactions: Transactions) -> None:
     """The last record is written long before those of the other partition, whose batches go one after the other."""
-    records = [ProducerRecord(topic, None, b"%06d" % number * (BATCH // 8), [], 0) for number in range(100)]
+    records = [ProducerRecord(topic, None, b"%06d" % number * (BATCH // 8), tail_of([]), 0) for number in range(100)]
 
-    transactions.carry_out([*records, ProducerRecord(topic, None, b"last", [], 1)], {}, None)
+    transactions.carry_out([*records, ProducerRecord(topic, None, b"last", tail_of([]), 1)], {}, None)
 
     reader = KafkaConsumer(
         topic, bootstrap_servers=address, auto_offset_reset="earliest", isolation_level="read_committed"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kafka import TopicPartition as Partition
 from kafka.errors import (
     InvalidRecordError,
@@ -24,14 +26,17 @@ from kafka.errors import (
 from kafka.producer.future import FutureRecordMetadata
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.record.default_records import DefaultRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecordsBuilder
 
 from mqkit.backends.kafka import sent as sents
 from mqkit.backends.kafka.errors import GivenUp, publish_error
-from mqkit.backends.kafka.record import ProducerRecord
+from mqkit.backends.kafka.record import ProducerRecord, tail_of
 from mqkit.backends.kafka.sent import First, Sent, appender
 from mqkit.errors import Denied, MessageTooLarge, MqkitError, NotFound, PublishFailed, PublishUnknown
 
 PLACE = Partition("orders", 3)
+NOW = 1_700_000_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +53,12 @@ class Line:
         self.accumulator = RecordAccumulator(message_version=2, batch_size=size, delivery_timeout_ms=60_000)
         self.append = appender()
         self.sent: list[Any] = []
-        self.full: list[bool] = []
         self.rung = 0
 
     def add(self, *bodies: bytes) -> None:
         for body in bodies:
-            record = ProducerRecord("orders", b"key", body, [("name", b"value")])
-            sent, full = self.append(self.accumulator, PLACE, record, self._ring)
-            self.sent.append(sent)
-            self.full.append(full)
+            record = ProducerRecord("orders", b"key", body, tail_of([("name", b"value")]))
+            self.sent.append(self.append(self.accumulator, PLACE, record, self._ring))
 
     def _ring(self, _: object) -> None:
         self.rung += 1
@@ -89,11 +91,44 @@ def test_they_are_in_the_batch_in_their_order() -> None:
     assert bodies_of(batch) == [(b"key", body, [("name", b"value")]) for body in (b"first", b"second", b"third")]
 
 
-def test_the_sender_is_told_of_a_new_batch_and_of_one_that_is_followed() -> None:
+nullable = st.none() | st.binary(max_size=200) | st.binary(min_size=8_200, max_size=8_200)
+contents = st.lists(
+    st.tuples(
+        st.integers(-(2**33), 2**33),  # milliseconds since the first
+        nullable,
+        nullable,
+        st.lists(st.tuples(st.text(max_size=70), st.binary(max_size=70)), max_size=70),
+    ),
+    max_size=70,
+)
+
+
+@given(contents)
+def test_a_batch_has_the_very_bytes_that_the_driver_would_have_written(records: list[Any]) -> None:
+    ours, theirs = MemoryRecordsBuilder(2, 0, 1 << 15), MemoryRecordsBuilder(2, 0, 1 << 15)
+    for builder in (ours, theirs):
+        builder.append(NOW, b"first", None, [])
+    for age, key, value, headers in records:
+        size = sents._put(ours, ProducerRecord("orders", key, value, tail_of(headers)), NOW + age)
+        added = theirs.append(NOW + age, key, value, headers)
+        assert size == (0 if added is None else added.size)
+    for builder in (ours, theirs):
+        builder.close()
+    assert ours.buffer() == theirs.buffer()
+    assert ours.next_offset() == theirs.next_offset()
+    assert sents._put(ours, ProducerRecord("orders", None, b"late", tail_of([])), NOW) == 0
+
+
+@given(st.lists(st.tuples(st.text(max_size=70), st.text(max_size=70) | st.binary(max_size=9_000)), max_size=70))
+def test_headers_come_back_from_what_travels(headers: list[tuple[str, str | bytes]]) -> None:
+    raw = [(name, value.encode() if isinstance(value, str) else value) for name, value in headers]
+    assert ProducerRecord("orders", None, None, tail_of(headers)).headers == raw
+
+
+def test_what_has_no_room_in_a_batch_begins_another() -> None:
     line = Line(size=400)
     line.add(*[b"x" * 100] * 5)
     assert [batch.record_count for batch in line.batches] == [2, 2, 1]
-    assert line.full == [True, False, True, True, True]
 
 
 def test_an_answered_batch_answers_all_its_records_and_rings_when_it_can_be_seen() -> None:
@@ -235,7 +270,16 @@ def _with_another_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RecordAccumulator, "append", appended)
 
 
-@pytest.mark.parametrize("change", [_without_a_name, _with_more_to_count, _with_another_lock])
+def _with_another_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DefaultRecordBatchBuilder.append
+
+    def append(builder: Any, offset: int, timestamp: Any, key: Any, value: Any, headers: Any) -> Any:
+        return original(builder, offset, timestamp, key, value, [*headers, ("more", b"")])
+
+    monkeypatch.setattr(DefaultRecordBatchBuilder, "append", append)
+
+
+@pytest.mark.parametrize("change", [_without_a_name, _with_more_to_count, _with_another_lock, _with_another_form])
 def test_where_the_driver_has_changed_records_join_in_its_own_way(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
