@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import os
 import resource
@@ -184,6 +185,57 @@ def test_a_declaration_that_raises_fails_the_messages_that_need_it_and_no_others
     tickets = bus.publish_pump.send_many(messages)
 
     assert [failure(ticket) for ticket in tickets] == [None, PublishFailed, None]
+    bus.close()
+
+
+def test_what_is_declared_when_its_connection_ends_is_declared_once_more(monkeypatch: pytest.MonkeyPatch):
+    declare, ended = MemoryAdmin.declare, list[MemoryAdmin]()
+
+    def lost(self: MemoryAdmin, declarations: Any) -> None:
+        if self not in ended and len(ended) < most:
+            ended.append(self)
+            raise Lost("the connection broke")
+        declare(self, declarations)
+
+    monkeypatch.setattr(MemoryAdmin, "declare", lost)
+    bus, most = Bus("memory://"), 1
+    bus.publish(numbers, 1)
+
+    ended.clear()
+    most = 2
+    with pytest.raises(PublishFailed, match="the connection broke"):
+        bus.publish(others, 2)
+    bus.publish(others, 3)
+
+    assert (stored(bus), stored(bus, others)) == ([1], [3])
+    bus.close()
+
+
+def test_a_publisher_never_has_more_than_its_backend_says(monkeypatch: pytest.MonkeyPatch):
+    bus = Bus("memory://")
+    backend = bus.link.backend
+    backend.capabilities = dataclasses.replace(backend.capabilities, max_inflight=3)
+    submit, collect = MemoryPublisher.submit, MemoryPublisher.collect
+    has, seen = 0, list[int]()
+
+    def submitted(self: MemoryPublisher, batch: Any) -> None:
+        nonlocal has
+        has += len(batch)
+        seen.append(has)
+        submit(self, batch)
+
+    def collected(self: MemoryPublisher, timeout: float) -> Any:
+        nonlocal has
+        outcomes = collect(self, timeout)
+        has -= len(outcomes)
+        return outcomes
+
+    monkeypatch.setattr(MemoryPublisher, "submit", submitted)
+    monkeypatch.setattr(MemoryPublisher, "collect", collected)
+    bus.publish_many(numbers, range(50))
+
+    assert max(seen) == 3
+    assert stored(bus) == list(range(50))
     bus.close()
 
 

@@ -124,7 +124,7 @@ class KafkaAdmin:
         if not missing:
             return
         replication = self._cluster.options.replication or -1
-        size = str(self._cluster.options.max_body + (1 << 16))
+        size = str(self._cluster.options.max_batch)
         topics = {
             name: {
                 "num_partitions": partitions,

@@ -13,6 +13,7 @@ from mqkit._url import Url
 from mqkit.errors import ConfigError, ExtraMissing
 
 PORT = 9092
+ROOM = 1 << 16  # bytes beyond its body that a message may take: headers, and what stands before a batch
 LIBRARIES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}  # of the compressions that Python lacks
 RESERVED_FOR_DEAD_LETTERS = 4096
 
@@ -52,6 +53,11 @@ class KafkaOptions:
     cert: str = ""
     key: str = ""
     instance: str = ""
+
+    @property
+    def max_batch(self) -> int:
+        """Bytes of the largest batch that topics which are made here take."""
+        return self.max_body + ROOM
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.lease <= 1800:

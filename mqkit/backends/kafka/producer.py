@@ -20,10 +20,10 @@ from kafka.structs import OffsetAndMetadata
 
 from mqkit.backends.kafka.errors import translate
 from mqkit.backends.kafka.network import Client, learn
-from mqkit.backends.kafka.options import Cluster
+from mqkit.backends.kafka.options import ROOM, Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.backends.kafka.record import ProducerRecord
-from mqkit.backends.kafka.sent import appender
+from mqkit.backends.kafka.sent import First, appender
 from mqkit.errors import Closed, Lost, MqkitError, NotFound, PublishFailed, Unavailable
 
 TRANSACTION = (
@@ -49,6 +49,7 @@ class Producer:
     def __init__(self, cluster: Cluster, transactional_id: str | None = None) -> None:
         self.cluster = cluster
         self._identified = False
+        self._began = False  # is there a batch that the driver's thread has not been told of?
         self._append = appender()
         self._pid = os.getpid()
         options = cluster.options
@@ -58,8 +59,8 @@ class Producer:
             "enable_idempotence": True,
             "allow_auto_create_topics": False,
             "max_block_ms": 0,  # `send` must not wait: it is asked before where a topic is
-            "max_request_size": max(options.max_body, LARGEST if transactional_id else 0) + (1 << 16),
-            "batch_size": BATCH,
+            "max_request_size": max(options.max_batch, LARGEST + ROOM if transactional_id else 0),
+            "batch_size": min(BATCH, options.max_batch),
             "compression_type": None if options.compression == "none" else options.compression,
             "delivery_timeout_ms": round((options.patience + EXPIRY) * 1000),
             "retry_backoff_ms": 5 if transactional_id else 100,
@@ -124,13 +125,18 @@ class Producer:
             Something with `is_done`, and then `exception`.
         """
         try:
-            return self._append(self.driver._accumulator, place, record, ring)
+            sent = self._append(self.driver._accumulator, place, record, ring)
         except native.KafkaError as exc:
             raise translate(exc, self.cluster) from exc
+        if sent.__class__ is First:
+            self._began = True
+        return sent
 
     def send_appended(self) -> None:
-        """Have the driver's thread look for what was appended."""
-        self.driver._sender.wakeup()
+        """Have the driver's thread look for what was appended. Of a batch that was there before it knows."""
+        if self._began:
+            self._began = False
+            self.driver._sender.wakeup()
 
     @property
     def identified(self) -> bool:

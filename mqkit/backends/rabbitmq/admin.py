@@ -17,7 +17,7 @@ from mqkit.backends.rabbitmq.options import Server
 from mqkit.backends.rabbitmq.publisher import RabbitPublisher
 from mqkit.backends.rabbitmq.reader import Reader, await_turn
 from mqkit.backends.rabbitmq.topology import Exchange, Queue, Route, Step
-from mqkit.errors import Lost, MqkitError, NotFound, TopologyMismatch, Unavailable
+from mqkit.errors import MqkitError, NotFound, TopologyMismatch, Unavailable
 
 
 class RabbitAdmin:
@@ -33,11 +33,14 @@ class RabbitAdmin:
         self._reader: tuple[Address, Reader] | None = None
 
     def declare(self, declarations: Sequence[Declaration]) -> None:
-        try:
-            self._declare(declarations)
-        except Lost:
-            # So does a server whose tick finds a quorum queue half made: it ends the connection with code 541 (3.10.8).
-            self._declare(declarations)
+        done: set[Any] = set()  # names of what several of them need
+        for declaration in declarations:
+            for step in topology.steps(declaration):
+                name = repr(step)
+                if name not in done:
+                    self._make(declaration, step)
+                done.add(name)
+            self._learn(declaration)
 
     def check(self, declarations: Sequence[Declaration]) -> None:
         for declaration in declarations:
@@ -159,16 +162,6 @@ class RabbitAdmin:
         if self._opened is None:
             self._opened = Declarer(link)
         return self._opened
-
-    def _declare(self, declarations: Sequence[Declaration]) -> None:
-        done: set[Any] = set()  # names of what several of them need
-        for declaration in declarations:
-            for step in topology.steps(declaration):
-                name = repr(step)
-                if name not in done:
-                    self._make(declaration, step)
-                done.add(name)
-            self._learn(declaration)
 
     def _learn(self, declaration: Declaration) -> None:
         address = declaration.address

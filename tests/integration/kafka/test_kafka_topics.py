@@ -369,6 +369,20 @@ class TestRefusals:
 
 
 class TestMakingThem:
+    @pytest.mark.parametrize("max_body", [20_000, 100_000])
+    def test_they_take_the_batches_of_a_burst_whole(
+        self, harness: KafkaHarness, caplog: pytest.LogCaptureFixture, max_body: int
+    ) -> None:
+        count = 2000  # several hundred kB, to one partition
+        single = Queue("single", str, partitions=1)
+        bus = harness.bus(harness.url_with(max_body=max_body, partitions=1))
+        bus.declare(single)
+        with caplog.at_level(logging.WARNING, "kafka.producer"):
+            bus.publish_many(single, ["x" * 400] * count)
+
+        assert [record.getMessage() for record in caplog.records if "splitting" in record.getMessage()] == []
+        assert harness.depth(single).ready == count
+
     def test_they_have_the_partitions_of_the_url_unless_they_declare_more_than_one(self, harness: KafkaHarness) -> None:
         bus = harness.bus(harness.url_with(partitions=3))
         bus.declare(Queue("some", int), Queue("more", int, partitions=5))

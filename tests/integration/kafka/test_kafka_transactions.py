@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -76,15 +77,13 @@ def test_a_transaction_waits_for_all_of_its_partitions(address: str, topic: str,
 
     transactions.carry_out([*records, ProducerRecord(topic, None, b"last", tail_of([]), 1)], {}, None)
 
-    reader = KafkaConsumer(
-        topic, bootstrap_servers=address, auto_offset_reset="earliest", isolation_level="read_committed"
-    )
     found: list[bytes] = []
+    settings = {"auto_offset_reset": "earliest", "isolation_level": "read_committed"}
+    with closing(KafkaConsumer(topic, bootstrap_servers=address, **settings)) as reader:
 
-    def all_came() -> bool:
-        found.extend(record.value for polled in reader.poll(100).values() for record in polled)
-        return len(found) > len(records)
+        def all_came() -> bool:
+            found.extend(record.value for polled in reader.poll(100).values() for record in polled)
+            return len(found) > len(records)
 
-    until(all_came, 30.0)
-    reader.close()
+        until(all_came, 30.0)
     assert sorted(found) == sorted([*[record.value for record in records], b"last"])

@@ -266,16 +266,20 @@ class TestLosingTheServer:
             harness.wait(lambda: 3 in seen, within=30.0)
 
     def test_what_is_declared_when_the_connection_ends_is_declared_on_another(self, harness: RabbitHarness) -> None:
-        first, second = Queue("first", int), Queue("second", int)
+        known, first, other = Queue("known", int), Queue("first", int), Queue("other", int)
         with harness.proxy() as proxy, Bus(proxy.through(harness.url)) as bus:
+            bus.publish(known, 1)
             with closing(bus.link.backend.admin()) as admin:
+                before = proxy.reply_bytes
+                admin.declare([declaration_of(bus, known)])
+                connected = proxy.reply_bytes
                 admin.declare([declaration_of(bus, first)])
-                connections = proxy.accepted
-                proxy.cut_replies_after(5)
-                admin.declare([declaration_of(bus, second)])
-                assert proxy.accepted == connections + 1
-            bus.publish(second, 1)
-        assert harness.depth(second).ready == 1
+                declared = proxy.reply_bytes - connected
+            connections = proxy.accepted
+            proxy.cut_replies_after(connected - before - declared // 2)  # in the midst of the declaration
+            bus.publish(other, 1)
+            assert proxy.accepted == connections + 2
+        assert harness.depth(other).ready == 1
 
     def test_an_upload_that_takes_long_is_no_silence(self, harness: RabbitHarness) -> None:
         blobs = Queue("blobs", bytes, codec=RAW)
