@@ -156,6 +156,10 @@ class Connection:
             NotFound, Denied, TopologyMismatch, ...: The server closed the channel because of it.
             Unavailable, Lost: No answer.
         """
+        if (
+            not channel.is_open
+        ):  # so it is as soon as the end of the connection is heard of, some steps before `_on_close`
+            raise refusal(closing_reason(channel), what)
         answer: list[Any] = []
         method(callback=answer.append, **kwargs)
         self.wait(lambda: answer or not channel.is_open, what, timeout)

@@ -106,6 +106,7 @@ class RabbitReceiver:
                     raise
                 self._trouble = exc
                 return Turn((), (), self._refuse_staged())
+        self._check()
         refused = self._carry_out(patiently=False) if self._staged else ()
         if self._kept and not room and time.monotonic() - self._kept_since > KEEP:
             self._give_back()

@@ -15,10 +15,12 @@ import pytest
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
 from mqkit.backends.rabbitmq.connection import ANSWER, SILENCE
+from mqkit.backends.rabbitmq.receiver import RabbitReceiver
 from mqkit.codecs import RAW
 from mqkit.errors import (
     ConfigError,
     Denied,
+    Lost,
     MessageTooLarge,
     MqkitError,
     NotFound,
@@ -28,7 +30,7 @@ from mqkit.errors import (
     Unavailable,
 )
 from mqkit.testing.brokers import Certificates, RabbitProcess
-from tests.integration.receivers import declaration_of
+from tests.integration.receivers import declaration_of, receiver_of
 from tests.rabbit_server import RabbitHarness
 from tests.unit.waiting import until
 
@@ -280,6 +282,24 @@ class TestLosingTheServer:
             bus.publish(other, 1)
             assert proxy.accepted == connections + 2
         assert harness.depth(other).ready == 1
+
+    @pytest.mark.parametrize("slept", [False, True])
+    def test_a_connection_whose_end_was_heard_a_moment_ago_is_lost(self, harness: RabbitHarness, slept: bool) -> None:
+        bus = harness.bus()
+        bus.declare(words)
+        with closing(receiver_of(bus, words)) as receiver:
+            assert isinstance(receiver, RabbitReceiver)
+            receiver.receive(1, 0.1)
+            until(harness.kill_connections)
+
+            def heard() -> bool:
+                receiver._connection.serve()
+                return not receiver._channel.is_open
+
+            until(heard)
+            receiver._served -= 1000.0 if slept else 0.0
+            with pytest.raises(Lost):
+                receiver.receive(10, 0.1)
 
     def test_an_upload_that_takes_long_is_no_silence(self, harness: RabbitHarness) -> None:
         blobs = Queue("blobs", bytes, codec=RAW)
