@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import msgspec
 
 from mqkit.backends.base import Address, Backend, Capabilities, Declaration
 from mqkit.destinations import Destination
-from mqkit.errors import ConfigError, Lost
+from mqkit.errors import ConfigError
 
 Mode = Literal["create", "check", "never"]
 
@@ -84,20 +84,12 @@ class Topology:
         sources = [address._replace(dead=False) for address in wanted]
         declarations = [one for address in sources for one in self._declarations.get(address, ())]
         if declarations and self._mode != "never":
+            admin = backend.admin()
             try:
-                self._carry_out(backend, declarations)
-            except Lost:
-                # Declaring again is harmless, and some servers end a connection for what is declared at a bad moment:
-                # RabbitMQ 3.10.8, code 541, when it looks at a quorum queue that is half made.
-                self._carry_out(backend, declarations)
+                (admin.declare if self._mode == "create" else admin.check)(declarations)
+            finally:
+                admin.close()
         self._done.update(wanted)
-
-    def _carry_out(self, backend: Backend, declarations: Sequence[Declaration]) -> None:
-        admin = backend.admin()
-        try:
-            (admin.declare if self._mode == "create" else admin.check)(declarations)
-        finally:
-            admin.close()
 
     def forget(self, addresses: Iterable[Address] | None = None) -> None:
         """Declare these (or all) again at the next use: the broker lost them, or the connection to it."""

@@ -188,29 +188,6 @@ def test_a_declaration_that_raises_fails_the_messages_that_need_it_and_no_others
     bus.close()
 
 
-def test_what_is_declared_when_its_connection_ends_is_declared_once_more(monkeypatch: pytest.MonkeyPatch):
-    declare, ended = MemoryAdmin.declare, list[MemoryAdmin]()
-
-    def lost(self: MemoryAdmin, declarations: Any) -> None:
-        if self not in ended and len(ended) < most:
-            ended.append(self)
-            raise Lost("the connection broke")
-        declare(self, declarations)
-
-    monkeypatch.setattr(MemoryAdmin, "declare", lost)
-    bus, most = Bus("memory://"), 1
-    bus.publish(numbers, 1)
-
-    ended.clear()
-    most = 2
-    with pytest.raises(PublishFailed, match="the connection broke"):
-        bus.publish(others, 2)
-    bus.publish(others, 3)
-
-    assert (stored(bus), stored(bus, others)) == ([1], [3])
-    bus.close()
-
-
 def test_a_publisher_never_has_more_than_its_backend_says(monkeypatch: pytest.MonkeyPatch):
     bus = Bus("memory://")
     backend = bus.link.backend

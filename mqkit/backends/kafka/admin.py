@@ -124,7 +124,7 @@ class KafkaAdmin:
         if not missing:
             return
         replication = self._cluster.options.replication or -1
-        size = str(self._cluster.options.max_batch)
+        size = str(self._cluster.options.largest)
         topics = {
             name: {
                 "num_partitions": partitions,

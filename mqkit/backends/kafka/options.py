@@ -55,8 +55,8 @@ class KafkaOptions:
     instance: str = ""
 
     @property
-    def max_batch(self) -> int:
-        """Bytes of the largest batch that topics which are made here take."""
+    def largest(self) -> int:
+        """Bytes of the largest batch that topics which are made here take, unless their own `config` says otherwise."""
         return self.max_body + ROOM
 
     def __post_init__(self) -> None:

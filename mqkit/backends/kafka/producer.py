@@ -59,8 +59,8 @@ class Producer:
             "enable_idempotence": True,
             "allow_auto_create_topics": False,
             "max_block_ms": 0,  # `send` must not wait: it is asked before where a topic is
-            "max_request_size": max(options.max_batch, LARGEST + ROOM if transactional_id else 0),
-            "batch_size": min(BATCH, options.max_batch),
+            "max_request_size": max(options.largest, LARGEST + ROOM if transactional_id else 0),
+            "batch_size": min(BATCH, options.largest),
             "compression_type": None if options.compression == "none" else options.compression,
             "delivery_timeout_ms": round((options.patience + EXPIRY) * 1000),
             "retry_backoff_ms": 5 if transactional_id else 100,

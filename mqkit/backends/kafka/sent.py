@@ -129,7 +129,7 @@ def _join(accumulator: Any, place: Partition, record: ProducerRecord, ring: Ring
 
 def _put(records: Any, record: ProducerRecord, moment: int) -> int:
     """
-    Into those of a batch that has some. A record encoded at once costs a third of one that the driver writes byte by byte.
+    Into those of a batch that has some. What the driver writes byte by byte is encoded at once.
 
     Args:
         moment: Milliseconds since the epoch.

@@ -12,12 +12,13 @@ from mqkit.backends.base import Address, Declaration, Depth, Outgoing, Received
 from mqkit.backends.rabbitmq import names, topology
 from mqkit.backends.rabbitmq.connection import Connection
 from mqkit.backends.rabbitmq.declare import Declarer
+from mqkit.backends.rabbitmq.errors import is_internal
 from mqkit.backends.rabbitmq.management import Management
 from mqkit.backends.rabbitmq.options import Server
 from mqkit.backends.rabbitmq.publisher import RabbitPublisher
 from mqkit.backends.rabbitmq.reader import Reader, await_turn
 from mqkit.backends.rabbitmq.topology import Exchange, Queue, Route, Step
-from mqkit.errors import MqkitError, NotFound, TopologyMismatch, Unavailable
+from mqkit.errors import Lost, MqkitError, NotFound, TopologyMismatch, Unavailable
 
 
 class RabbitAdmin:
@@ -171,16 +172,25 @@ class RabbitAdmin:
     def _make(self, declaration: Declaration, step: Step) -> None:
         """Whoever does not consume a source takes its queues with either order."""
         try:
-            self._declarer.make(step)
+            self._made(step)
         except TopologyMismatch as exc:
             other = topology.with_other_order(declaration, step)
             try:
                 if other is None:
                     raise
-                self._declarer.make(other)
+                self._made(other)
             except TopologyMismatch:
                 text = f"{declaration.address} exists with another key, order, priorities or native options"
                 raise TopologyMismatch(f"{text}: {exc}") from exc
+
+    def _made(self, step: Step) -> None:
+        try:
+            self._declarer.make(step)
+        except Lost as exc:
+            if not is_internal(exc):
+                raise
+            # So ends a connection when the server looks at a quorum queue that is half made (3.10.8). What is there stays.
+            self._declarer.make(step)
 
     def _queues_of(self, address: Address) -> list[str]:
         """Those that exist. Raises `NotFound`."""

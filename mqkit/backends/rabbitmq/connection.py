@@ -156,9 +156,9 @@ class Connection:
             NotFound, Denied, TopologyMismatch, ...: The server closed the channel because of it.
             Unavailable, Lost: No answer.
         """
-        if (
-            not channel.is_open
-        ):  # so it is as soon as the end of the connection is heard of, some steps before `_on_close`
+        if self._closed_by is not None:  # `serve` has heard so, and raises nothing
+            raise self.lost()
+        if not channel.is_open:
             raise refusal(closing_reason(channel), what)
         answer: list[Any] = []
         method(callback=answer.append, **kwargs)

@@ -24,6 +24,8 @@ from mqkit.errors import (
     Unroutable,
 )
 
+INTERNAL = 541  # a server's error of its own
+
 Row = tuple[type[MqkitError], str]
 
 # Looked up along the class's own bases, so that a subclass which has a row of its own wins.
@@ -157,6 +159,11 @@ def refusal(exc: BaseException, what: str) -> MqkitError:
         kind, words = CODES[code]
         return kind(f"{what}: RabbitMQ {words} ({exc.reply_text})")
     return translate(exc, what)
+
+
+def is_internal(exc: BaseException) -> bool:
+    """Has the server ended a connection for an error of its own?"""
+    return any(isinstance(one, amqp.ConnectionClosed) and one.reply_code == INTERNAL for one in nested(exc))
 
 
 def nested(exc: BaseException) -> Iterator[BaseException]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from pika import exceptions as amqp
 
 from mqkit.backends.base import Declaration, Done, Received, Release, Settlement, Turn
 from mqkit.backends.parked import Parked, Waiting
@@ -92,6 +93,9 @@ class RabbitReceiver:
             return self._receive(room, timeout)
         except Lost:
             raise
+        except amqp.AMQPError as exc:  # the channel ended while something else on its connection was waited for
+            self._check()
+            raise Lost(f"{self._address}: {exc}") from exc
         except Unavailable as exc:
             # Some of what was staged or had come is in nobody's hands now; with the channel all of it goes back.
             self._trouble = Lost(str(exc))
@@ -106,7 +110,6 @@ class RabbitReceiver:
                     raise
                 self._trouble = exc
                 return Turn((), (), self._refuse_staged())
-        self._check()
         refused = self._carry_out(patiently=False) if self._staged else ()
         if self._kept and not room and time.monotonic() - self._kept_since > KEEP:
             self._give_back()
@@ -124,10 +127,14 @@ class RabbitReceiver:
         self._notes.isolate(delivery)
 
     def flush(self, timeout: float) -> Turn:
-        refused = self._carry_out(patiently=True)
-        self._notes.confirm(timeout)
-        self._notes.tidy(now=True)
-        self._connection.barrier(self._channel, timeout)
+        try:
+            refused = self._carry_out(patiently=True)
+            self._notes.confirm(timeout)
+            self._notes.tidy(now=True)
+            self._connection.barrier(self._channel, timeout)
+        except amqp.AMQPError as exc:  # as in `receive`
+            self._check()
+            raise Lost(f"{self._address}: {exc}") from exc
         self._check()
         return Turn((), (), refused)
 

@@ -267,21 +267,14 @@ class TestLosingTheServer:
             bus.publish(numbers, 3, timeout=30.0)
             harness.wait(lambda: 3 in seen, within=30.0)
 
-    def test_what_is_declared_when_the_connection_ends_is_declared_on_another(self, harness: RabbitHarness) -> None:
-        known, first, other = Queue("known", int), Queue("first", int), Queue("other", int)
-        with harness.proxy() as proxy, Bus(proxy.through(harness.url)) as bus:
-            bus.publish(known, 1)
-            with closing(bus.link.backend.admin()) as admin:
-                before = proxy.reply_bytes
-                admin.declare([declaration_of(bus, known)])
-                connected = proxy.reply_bytes
-                admin.declare([declaration_of(bus, first)])
-                declared = proxy.reply_bytes - connected
-            connections = proxy.accepted
-            proxy.cut_replies_after(connected - before - declared // 2)  # in the midst of the declaration
-            bus.publish(other, 1)
-            assert proxy.accepted == connections + 2
-        assert harness.depth(other).ready == 1
+    def test_what_is_declared_when_the_server_fails_is_declared_once_more(self, harness: RabbitHarness) -> None:
+        bus, first, second = harness.bus(), Queue("first", int), Queue("second", int)
+        with closing(bus.link.backend.admin()) as admin:
+            admin.declare([declaration_of(bus, first)])
+            # As a tick that finds a quorum queue half made does, which cannot be had for the asking (3.10.8).
+            harness.server.process.ctl("eval", "[exit(Channel, kill) || Channel <- rabbit_channel:list()].")
+            admin.declare([declaration_of(bus, second)])
+        assert harness.depth(second).ready == 0
 
     @pytest.mark.parametrize("slept", [False, True])
     def test_a_connection_whose_end_was_heard_a_moment_ago_is_lost(self, harness: RabbitHarness, slept: bool) -> None:
@@ -290,9 +283,9 @@ class TestLosingTheServer:
         with closing(receiver_of(bus, words)) as receiver:
             assert isinstance(receiver, RabbitReceiver)
             receiver.receive(1, 0.1)
-            until(harness.kill_connections)
 
             def heard() -> bool:
+                harness.kill_connections()
                 receiver._connection.serve()
                 return not receiver._channel.is_open
 
