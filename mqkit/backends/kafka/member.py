@@ -108,6 +108,7 @@ class Member(Consumer):
             partition_assignment_strategy=[KeyAssignor if ordered else Assignor],
         )
         self._watch_generation()
+        self._guard_commits()
         try:
             self.driver.subscribe(topics, listener=_Listener(self))
             self.learn(topics)  # or the first join has no partitions, and a second one follows
@@ -161,6 +162,22 @@ class Member(Consumer):
             self.ring()
 
         coordinator.reset_generation = dropped
+
+    def _guard_commits(self) -> None:
+        """
+        Nothing is committed of what the group may have given to others.
+
+        The driver tries again for a while, and meanwhile may have become a member anew, whose commits the group takes.
+        """
+        coordinator = self.driver._coordinator
+        send = coordinator._send_offset_commit_request
+
+        async def guarded(offsets: Any) -> Any:
+            if self.outdated:  # is noted on this thread too, so nothing comes between
+                raise native.CommitFailedError("the group has left us out")
+            return await send(offsets)
+
+        coordinator._send_offset_commit_request = guarded
 
     def heard(self) -> list[Change]:
         """What has changed since this was called last, in order."""
@@ -258,6 +275,7 @@ class Member(Consumer):
 
     def let_go(self) -> None:
         """What is `leaving` is written down: the group may go on."""
+        self._question = None  # what leaves may come back, and others will have gone on from there
         self.leaving = set()
         self.gone.set()
 
@@ -348,8 +366,6 @@ class Member(Consumer):
 
     def commit(self, positions: Mapping[Partition, Position], timeout: float) -> None:
         """Raises `Lost`: others have these partitions. `Unavailable`: no answer."""
-        if self.outdated:
-            raise Lost("the group has left us out")
         try:
             self.driver.commit(_offsets(positions), timeout_ms=max(1, round(timeout * 1000)))
         except (native.KafkaError, RuntimeError) as exc:

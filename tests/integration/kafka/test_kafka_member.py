@@ -1,0 +1,71 @@
+"""What a member of a consumer group believes, and what it writes down."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import NewTopic
+
+from mqkit._url import Url, parse_options
+from mqkit.backends.kafka.ledger import Position
+from mqkit.backends.kafka.member import Change, Member
+from mqkit.backends.kafka.options import Cluster, KafkaOptions
+from mqkit.errors import Lost
+from mqkit.testing.brokers import KafkaProcess
+from tests.integration.processes import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def partition(kafka: KafkaProcess) -> TopicPartition:
+    """The only one of its topic."""
+    name = f"topic-{uuid.uuid4()}"
+    admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.start().port}")
+    admin.create_topics([NewTopic(name, 1, 1)])
+    admin.close()
+    return TopicPartition(name, 0)
+
+
+@pytest.fixture
+def member(kafka: KafkaProcess, partition: TopicPartition) -> Iterator[Member]:
+    """The only one of its group."""
+    url = Url.parse(kafka.url)
+    cluster = Cluster.of(url, parse_options(KafkaOptions, url))
+    with closing(Member(cluster, partition.topic, [partition.topic], grace=5.0, fetch_bytes=1 << 20)) as member:
+        member.join(30.0)
+        assert [change.kind for change in member.heard()] == ["assigned"]
+        yield member
+
+
+def test_where_others_left_off_is_asked_anew_for_what_has_left_and_comes_back(
+    member: Member, partition: TopicPartition
+) -> None:
+    assert member.committed([partition]) is None  # asked for
+    member.commit({partition: Position(7, "")}, 10.0)  # as others do who have it meanwhile
+    member.let_go()
+
+    found: list[object] = []
+    until(lambda: found.append(member.committed([partition])) or found[-1] is not None, 20.0)
+    assert found[-1] == {partition: Position(7, "")}
+
+
+def test_nothing_is_committed_of_what_may_be_others_by_now(member: Member, partition: TopicPartition) -> None:
+    member.commit({partition: Position(7, "")}, 10.0)
+    member.changes.append(Change("left_out", frozenset([partition])))
+
+    with pytest.raises(Lost):
+        member.commit({partition: Position(8, "")}, 10.0)
+    member.commit_soon({partition: Position(9, "")})
+    member.finish_commit(10.0)
+    ended = member.commit_ended()
+    assert ended is not None and ended.failure is not None
+
+    member.heard()
+    found: list[object] = []
+    until(lambda: found.append(member.committed([partition])) or found[-1] is not None, 20.0)
+    assert found[-1] == {partition: Position(7, "")}
