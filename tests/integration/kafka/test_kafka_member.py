@@ -63,7 +63,8 @@ def test_nothing_is_committed_of_what_may_be_others_by_now(member: Member, parti
     member.commit_soon({partition: Position(9, "")})
     member.finish_commit(10.0)
     ended = member.commit_ended()
-    assert ended is not None and ended.failure is not None
+    assert ended is not None
+    assert ended.failure is not None
 
     member.heard()
     found: list[object] = []
