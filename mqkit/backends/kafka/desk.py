@@ -55,6 +55,8 @@ class Desk:
         for waiting in self._parked.take(room, now):
             taken.append(self._once_more(waiting))
         inbox, ledger, out = self.inbox, self.ledger, self.out
+        if ledger.crowded and ledger.held:
+            return taken
         while inbox and len(taken) < room and ledger.width < width:
             record = inbox.popleft()
             offset = record.offset

@@ -8,14 +8,19 @@ takes it over repeats nothing that was settled.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 LIMIT = 4096  # bytes the broker takes, `offset.metadata.max.bytes`
+EPOCH = 1_700_000_000  # seconds since 1970; times are written in tenths of seconds since then, which are short
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_Tenths = Annotated[int, msgspec.Meta(ge=-1 << 53, le=1 << 53)]
 
 
 class Position(NamedTuple):
@@ -44,18 +49,25 @@ class Held(NamedTuple):
 _IN_HAND = Held()
 
 
-class _Run(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True):
+class _Run(NamedTuple):
     """Neighbours that share a fate. Between `first` and `last`, counted from the commit, there may be no other record."""
 
     first: int
     last: int
-    held: bool = False  # else done
-    lost: int = 0
-    solo: int = 0
-    attempt: int = 0
-    since: float = 0.0
-    due: float = 0.0
-    parked: bool = False
+    held: Held | None  # None: done
+
+
+class _Entry(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True):
+    """A run as it is written."""
+
+    skipped: _Count = 0  # offsets between the one before and this
+    length: _Count = 1
+    kind: Literal[0, 1, 2] = 0  # done, in hand, parked
+    lost: _Count = 0
+    solo: _Count = 0
+    attempt: _Count = 0
+    since: _Tenths = 0  # 0: not said
+    due: _Tenths = 0
 
 
 class Past(NamedTuple):
@@ -80,6 +92,9 @@ class Ledger:
     Args:
         base: The committed offset.
         past: What was written beside it.
+
+    Attributes:
+        crowded: Was there no room for all that is in hand or waits, when it was written last? Then nothing more is to be taken.
     """
 
     def __init__(self, base: int, past: Past) -> None:
@@ -89,11 +104,12 @@ class Ledger:
         self._order: deque[int] = deque()  # taken and not below the base, ascending
         self._done: set[int] = set()
         self._held: dict[int, Held] = {}
+        self.crowded = False
 
     def copy(self) -> Ledger:
         other = Ledger(self._base, self.past)
         other._next, other._order, other._done = self._next, self._order.copy(), self._done.copy()
-        other._held = self._held.copy()
+        other._held, other.crowded = self._held.copy(), self.crowded
         return other
 
     @property
@@ -158,27 +174,26 @@ class Ledger:
         self._done.add(offset)
         self._advance()
 
-    def metadata(self, *, given_back: bool = False, exact: bool = False) -> str | None:
+    def metadata(self, *, given_back: bool = False) -> str:
         """
         What to write beside the base.
 
         Args:
             given_back: What is in hand is returned by a holder that lives: nothing was lost.
-            exact: Leave nothing out.
 
         Returns:
-            At most `LIMIT` bytes. Where that is too little, what is done is left out first, and then comes again after a
-            crash; None if `exact` forbids it, or if it does not suffice.
+            At most `LIMIT` bytes. Where that is too little, some of what is done is left out first, and then comes again
+            after a crash; where all of it is too little, some of what waits, whose attempts then begin anew.
         """
         runs = list(self._runs(given_back))
         text = _encoded(runs)
-        if len(text) <= LIMIT or exact:
-            return text if len(text) <= LIMIT else None
-        for keep in (lambda run: run.held, lambda run: run.held and (run.attempt or run.lost or run.solo)):
-            text = _encoded(_fitting(runs, keep))
+        self.crowded = False
+        for must in (_is_held, _is_marked, _is_suspect, lambda _: False):
             if len(text) <= LIMIT:
-                return text
-        return None
+                break
+            self.crowded = must is not _is_held
+            text = _encoded(_fitting(runs, must))
+        return text
 
     def _advance(self) -> None:
         order, done = self._order, self._done
@@ -187,20 +202,24 @@ class Ledger:
         self._base = order[0] if order else self._next
 
     def _runs(self, given_back: bool) -> Iterator[_Run]:
+        """In order."""
+        base = self._base
         for fate, group in groupby(self._order, lambda offset: self._fate(offset, given_back)):
             if fate is not None:
                 offsets = list(group)
-                yield _run(offsets[0] - self._base, offsets[-1] - self._base, fate)
-        yield from self._runs_ahead()
+                yield _Run(offsets[0] - base, offsets[-1] - base, None if fate == "done" else fate)
+        if self.past.end > self._next:
+            yield from sorted(self._runs_ahead(), key=lambda run: run.first)
 
     def _runs_ahead(self) -> Iterator[_Run]:
         """What the earlier holder left where we have not been yet."""
+        base, ahead = self._base, self._next
         for first, last in self.past.done:
-            if last >= self._next:
-                yield _Run(max(first, self._next) - self._base, last - self._base)
+            if last >= ahead:
+                yield _Run(max(first, ahead) - base, last - base, None)
         for first, last, held in self.past.held:
-            if last >= self._next:
-                yield _run(max(first, self._next) - self._base, last - self._base, held)
+            if last >= ahead:
+                yield _Run(max(first, ahead) - base, last - base, held)
 
     def _fate(self, offset: int, given_back: bool) -> Held | Literal["done"] | None:
         """What is to be written of it; None: nothing, it is as if it had never been taken."""
@@ -217,37 +236,66 @@ class Ledger:
 def past_of(base: int, metadata: str) -> Past:
     """What somebody wrote beside a commit; nothing, if it was not us."""
     try:
-        runs = msgspec.json.decode(metadata.encode(), type=list[_Run])
+        entries = msgspec.json.decode(metadata.encode(), type=list[_Entry])
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        runs = []
-    done = [(base + run.first, base + run.last) for run in runs if not run.held]
-    held = [
-        (base + run.first, base + run.last, Held(run.lost, run.solo, run.attempt, run.since, run.due, run.parked))
-        for run in runs
-        if run.held
-    ]
-    return Past(done, held, max((base + run.last + 1 for run in runs), default=0))
-
-
-def _run(first: int, last: int, fate: Held | Literal["done"]) -> _Run:
-    if fate == "done":
-        return _Run(first, last)
-    return _Run(first, last, True, fate.lost, fate.solo, fate.attempt, fate.since, fate.due, fate.parked)
+        entries = []
+    past = Past([], [], 0)
+    end = base
+    for entry in entries:
+        first = end + entry.skipped
+        end = first + entry.length
+        if entry.kind == 0:
+            past.done.append((first, end - 1))
+        else:
+            past.held.append((first, end - 1, _held(entry)))
+    return past._replace(end=end if entries else 0)
 
 
 def _encoded(runs: Iterable[_Run]) -> str:
-    return msgspec.json.encode(list(runs)).decode()
+    entries, end = [], 0
+    for first, last, held in runs:
+        entries.append(_entry(first - end, last - first + 1, held))
+        end = last + 1
+    return msgspec.json.encode(entries).decode()
 
 
-def _fitting(runs: list[_Run], keep) -> list[_Run]:  # type: ignore[no-untyped-def]
-    """All that must be kept and, of the others, the longest, as far as there is room."""
-    must = [run for run in runs if keep(run)]
-    room = LIMIT - len(_encoded(must))
+def _entry(skipped: int, length: int, held: Held | None) -> _Entry:
+    if held is None:
+        return _Entry(skipped, length)
+    since, due = math.floor((held.since - EPOCH) * 10), math.ceil((held.due - EPOCH) * 10)
+    return _Entry(
+        skipped, length, 2 if held.parked else 1, held.lost, held.solo, held.attempt,
+        since if held.since else 0, due if held.due else 0,
+    )  # fmt: skip
+
+
+def _held(entry: _Entry) -> Held:
+    since, due = (EPOCH + tenths / 10 if tenths else 0.0 for tenths in (entry.since, entry.due))
+    return Held(entry.lost, entry.solo, entry.attempt, since, due, entry.kind == 2)
+
+
+def _is_held(run: _Run) -> bool:
+    return run.held is not None
+
+
+def _is_marked(run: _Run) -> bool:
+    return run.held is not None and bool(run.held.attempt or run.held.lost or run.held.solo)
+
+
+def _is_suspect(run: _Run) -> bool:
+    """Held by somebody who may die of it."""
+    return run.held is not None and not run.held.parked
+
+
+def _fitting(runs: Sequence[_Run], must: Callable[[_Run], bool]) -> list[_Run]:
+    """All that must be kept and, as far as there is room, of the others what is in hand, then what is done; the longest first."""
+    room = LIMIT - len(_encoded(run for run in runs if must(run)))
     chosen = set()
-    for run in sorted((run for run in runs if not keep(run)), key=lambda run: run.first - run.last):
-        size = len(_encoded([run])) - 1
+    others = [run for run in runs if not must(run)]
+    for run in sorted(others, key=lambda run: (not _is_suspect(run), _is_held(run), run.first - run.last)):
+        size = len(_encoded([run])) - 1  # at least as long as behind others, from which it is less far
         if size > room:
             break
         room -= size
         chosen.add(run.first)
-    return [run for run in runs if keep(run) or run.first in chosen]
+    return [run for run in runs if must(run) or run.first in chosen]

@@ -273,18 +273,24 @@ class Member(Consumer):
         metadata = self.driver._cluster
         return [topic for topic in self._topics if metadata.partitions_for_topic(topic) is None]
 
-    def let_go(self) -> None:
-        """What is `leaving` is written down: the group may go on."""
+    def let_go(self, leaving: set[Partition]) -> None:
+        """
+        What was `leaving` is written down: the group may go on.
+
+        Args:
+            leaving: That very set. If it took too long, others are leaving by now.
+        """
         self._question = None  # what leaves may come back, and others will have gone on from there
-        self.leaving = set()
-        self.gone.set()
+        if self.leaving is leaving:
+            self.leaving = set()
+            self.gone.set()
 
     def fetch(self, timeout: float = 0.0) -> dict[Partition, list[Any]]:
         return super().fetch(timeout) if self.joined else {}
 
     def close(self) -> None:
         self.closing = True
-        self.let_go()
+        self.let_go(self.leaving)
         super().close()
 
     # -- positions ---------------------------------------------------------------------------------------------------

@@ -74,8 +74,10 @@ class KafkaReceiver:
     def receive(self, room: int, timeout: float) -> Turn:
         try:
             return self._receive(room, timeout)
-        except Lost:
-            self._void = True
+        except Exception as exc:
+            # Only after what may pass the caller goes on with what he holds.
+            if isinstance(exc, Lost) or not (isinstance(exc, MqkitError) and exc.retryable):
+                self._void = True
             raise
 
     def _receive(self, room: int, timeout: float) -> Turn:
@@ -231,11 +233,12 @@ class KafkaReceiver:
             partition = _partition(settlement.delivery)
             touched[partition] = self._desks[partition]
         self._member.finish_commit(self._patience)
+        self._commit_ended()
         before = {partition: desk.ledger.copy() for partition, desk in touched.items()}
         for settlement in settlements:
             touched[_partition(settlement.delivery)].ledger.settle(_offset(settlement.delivery))
         offsets = {
-            partition: OffsetAndMetadata(desk.ledger.base, desk.ledger.metadata() or "", -1)
+            partition: OffsetAndMetadata(desk.ledger.base, desk.ledger.metadata(), -1)
             for partition, desk in touched.items()
         }
         try:
@@ -263,10 +266,11 @@ class KafkaReceiver:
             elif change.kind == "left_out":
                 self._left_out(change.partitions)
             else:
+                self._fresh -= change.partitions
                 self._forget(change.partitions)
                 self._leaving = ()
-        if member.leaving:
-            self._leave(member.leaving)
+        if leaving := member.leaving:
+            self._leave(leaving)
         elif self._fresh and member.joined:
             self._begin()
         elif self._limbo and self._others_have_it():
@@ -328,7 +332,7 @@ class KafkaReceiver:
             self._member.begin(partition, base)
         self._forget(list(self._limbo))
 
-    def _leave(self, leaving: Collection[Partition]) -> None:
+    def _leave(self, leaving: set[Partition]) -> None:
         """Let what runs end, then write down where others go on."""
         self._leaving = set(leaving)
         self._fresh -= self._leaving
@@ -340,10 +344,9 @@ class KafkaReceiver:
         self._commit_now(desks, self._patience, given_back=True)
         self._forget(leaving)
         self._leaving = ()
-        self._member.let_go()
+        self._member.let_go(leaving)
 
     def _forget(self, partitions: Iterable[Partition]) -> None:
-        self._fresh -= set(partitions)
         for partition in partitions:
             desk = self._limbo.pop(partition, None) or self._desks.pop(partition, None)
             if desk is not None:
@@ -434,7 +437,7 @@ class KafkaReceiver:
 
 def _positions(desks: dict[Partition, Desk], *, given_back: bool = False) -> dict[Partition, Position]:
     return {
-        partition: Position(desk.ledger.base, desk.ledger.metadata(given_back=given_back) or "")
+        partition: Position(desk.ledger.base, desk.ledger.metadata(given_back=given_back))
         for partition, desk in desks.items()
     }
 

@@ -117,9 +117,9 @@ class Relay:
                 self._fresh |= change.partitions
             else:
                 self._drop(change.partitions)
-        if member.leaving:
-            self._drop(member.leaving)
-            member.let_go()
+        if leaving := member.leaving:
+            self._drop(leaving)
+            member.let_go(leaving)
         if self._fresh and member.joined and (positions := member.committed(self._fresh)) is not None:
             self._fresh = set()
             for partition, position in positions.items():

@@ -47,11 +47,24 @@ def test_where_others_left_off_is_asked_anew_for_what_has_left_and_comes_back(
 ) -> None:
     assert member.committed([partition]) is None  # asked for
     member.commit({partition: Position(7, "")}, 10.0)  # as others do who have it meanwhile
-    member.let_go()
+    member.let_go(member.leaving)
 
     found: list[object] = []
     until(lambda: found.append(member.committed([partition])) or found[-1] is not None, 20.0)
     assert found[-1] == {partition: Position(7, "")}
+
+
+def test_what_is_leaving_now_is_not_let_go_by_who_was_too_slow_before(
+    member: Member, partition: TopicPartition
+) -> None:
+    member.gone.clear()
+    member.leaving = {partition}
+
+    member.let_go({partition})
+    assert not member.gone.is_set()
+
+    member.let_go(member.leaving)
+    assert member.gone.is_set()
 
 
 def test_nothing_is_committed_of_what_may_be_others_by_now(member: Member, partition: TopicPartition) -> None:

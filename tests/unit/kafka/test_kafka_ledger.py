@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,9 +13,7 @@ NOTHING = Past([], [])
 
 
 def handed_over(ledger: Ledger, *, given_back: bool = False) -> Ledger:
-    metadata = ledger.metadata(given_back=given_back)
-    assert metadata is not None
-    return Ledger(ledger.base, past_of(ledger.base, metadata))
+    return Ledger(ledger.base, past_of(ledger.base, ledger.metadata(given_back=given_back)))
 
 
 def test_the_base_follows_what_is_done_without_a_gap() -> None:
@@ -117,13 +117,59 @@ def test_what_does_not_fit_leaves_out_what_is_done_first_and_never_an_attempt() 
 
     metadata = ledger.metadata()
 
-    assert metadata is not None
     assert len(metadata) <= LIMIT
-    assert ledger.metadata(exact=True) is None
+    assert ledger.crowded
     assert past_of(0, metadata).of(500) == Held(attempt=7, since=1.0)
 
 
+def test_when_all_that_is_tried_again_does_not_fit_nothing_more_is_taken_and_what_is_in_hand_is_marked() -> None:
+    ledger, now = Ledger(0, NOTHING), time.time()
+    for offset in range(1000):
+        ledger.take(offset)
+    for offset in range(300):
+        ledger.hold(offset, Held(attempt=2, since=now + offset / 7, due=now + offset / 3, parked=True))
+    for offset in range(300, 400, 2):
+        ledger.settle(offset)
+
+    later = handed_over(ledger)
+    fates = [later.take(offset) for offset in range(1000)]
+
+    assert ledger.crowded
+    assert sum(fate is not None and fate.attempt == 2 for fate in fates) > 50
+    assert [fates[offset] for offset in range(300, 400)] == [None, Held(lost=1)] * 50
+    assert set(fates[400:]) == {Held(lost=1)}
+
+    for offset in range(300):
+        ledger.settle(offset)
+    ledger.metadata()
+    assert not ledger.crowded
+
+
+def test_a_hundred_keys_of_a_partition_can_wait_for_their_next_attempts() -> None:
+    ledger, now = Ledger(10**9, NOTHING), time.time()
+    for offset in range(10**9, 10**9 + 100):
+        ledger.take(offset)
+        ledger.hold(offset, Held(attempt=9, since=now + offset % 77 / 7, due=now + offset % 99, parked=True))
+
+    ledger.metadata()
+
+    assert not ledger.crowded
+
+
+def test_times_are_handed_over_exactly_enough() -> None:
+    ledger, since = Ledger(0, NOTHING), time.time()
+    ledger.take(0)
+    ledger.hold(0, Held(attempt=2, since=since, due=since + 1.0, parked=True))
+
+    held = handed_over(ledger).take(0)
+
+    assert held is not None
+    assert since - 0.11 < held.since <= since + 0.001
+    assert since + 0.999 <= held.due < since + 1.11
+
+
 def test_what_somebody_else_wrote_is_nothing() -> None:
-    deep = "[[0,0,true,0,0,0,0,0,true," + 1000 * "["
-    for text in ("", "hello", "{}", '{"a": 1}', "[1]", "\udcff", deep):
+    deep = "[[0,0,1,0,0,0,0,0," + 1000 * "["
+    strange = ("[[-1]]", "[[0,-1]]", "[[0,1,3]]", f"[[{10**40}]]", f"[[0,1,1,0,0,0,{10**400}]]")
+    for text in ("", "hello", "{}", '{"a": 1}', "[1]", "\udcff", deep, *strange):
         assert past_of(3, text) == NOTHING
