@@ -19,8 +19,10 @@ import msgspec
 LIMIT = 4096  # bytes the broker takes, `offset.metadata.max.bytes`
 EPOCH = 1_700_000_000  # seconds since 1970; times are written in tenths of seconds since then, which are short
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-_Tenths = Annotated[int, msgspec.Meta(ge=-1 << 53, le=1 << 53)]
+FAR = 1 << 53
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=FAR)]
+_Tenths = Annotated[int, msgspec.Meta(ge=-FAR, le=FAR)]
 
 
 class Position(NamedTuple):
@@ -47,6 +49,7 @@ class Held(NamedTuple):
 
 
 _IN_HAND = Held()
+_UNTOUCHED = Held(parked=True)  # it waits behind another of its key, or was given back before anything became of it
 
 
 class _Run(NamedTuple):
@@ -57,8 +60,8 @@ class _Run(NamedTuple):
     held: Held | None  # None: done
 
 
-class _Entry(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True):
-    """A run as it is written."""
+class _Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A run as it is written, without what it ends with that is as here."""
 
     skipped: _Count = 0  # offsets between the one before and this
     length: _Count = 1
@@ -227,10 +230,8 @@ class Ledger:
             return "done"
         held = self._held[offset]
         if given_back and not held.parked:
-            if held == _IN_HAND:
-                return None
             held = held._replace(parked=True)
-        return held
+        return None if held == _UNTOUCHED else held
 
 
 def past_of(base: int, metadata: str) -> Past:
@@ -259,14 +260,19 @@ def _encoded(runs: Iterable[_Run]) -> str:
     return msgspec.json.encode(entries).decode()
 
 
-def _entry(skipped: int, length: int, held: Held | None) -> _Entry:
+def _entry(skipped: int, length: int, held: Held | None) -> list[int]:
+    """As `_Entry` is read."""
     if held is None:
-        return _Entry(skipped, length)
-    since, due = math.floor((held.since - EPOCH) * 10), math.ceil((held.due - EPOCH) * 10)
-    return _Entry(
-        skipped, length, 2 if held.parked else 1, held.lost, held.solo, held.attempt,
-        since if held.since else 0, due if held.due else 0,
-    )  # fmt: skip
+        return [skipped, length] if length > 1 else [skipped]
+    kind, since, due = 2 if held.parked else 1, _tenths(held.since, math.floor), _tenths(held.due, math.ceil)
+    entry = [skipped, length, kind, held.lost, held.solo, held.attempt, since, due]
+    while not entry[-1]:  # its kind is not 0
+        del entry[-1]
+    return entry
+
+
+def _tenths(moment: float, rounded: Callable[[float], int]) -> int:
+    return rounded(max(-FAR, min(FAR, (moment - EPOCH) * 10))) if moment else 0
 
 
 def _held(entry: _Entry) -> Held:

@@ -395,9 +395,9 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         member.leaving = set(revoked)
         member.ring()
         deadline = time.monotonic() + member.grace
-        while not member.gone.is_set() and time.monotonic() < deadline:
+        while not (member.gone.is_set() or member.closing) and time.monotonic() < deadline:
             await member.driver._net.sleep(POLL)
-        if not member.gone.is_set():
+        if not (member.gone.is_set() or member.closing):
             member.leaving = set()
             self._note(Change("given_up", frozenset(revoked)))
 

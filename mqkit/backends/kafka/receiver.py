@@ -137,7 +137,7 @@ class KafkaReceiver:
         try:
             self._carry_out_all(timeout)
             self._commit_now({place: desk for place, desk in self._desks.items() if desk.dirty}, timeout)
-        except MqkitError:
+        except Exception:
             self._void = True
             raise
         return Turn((), self._told_revoked(), self._told_refused())

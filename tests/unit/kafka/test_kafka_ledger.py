@@ -156,6 +156,34 @@ def test_a_hundred_keys_of_a_partition_can_wait_for_their_next_attempts() -> Non
     assert not ledger.crowded
 
 
+def test_runs_are_written_briefly() -> None:
+    ledger = Ledger(0, NOTHING)
+    for offset in range(8):
+        ledger.take(offset)
+    for offset in (1, 3, 4, 7):
+        ledger.settle(offset)
+    ledger.hold(5, Held(lost=1))
+    ledger.hold(6, Held(parked=True))  # is as if it had never been taken
+
+    assert ledger.metadata() == "[[0,1,1],[0],[0,1,1],[0,2],[0,1,1,1],[1]]"
+
+
+def test_a_time_that_nobody_lives_to_see_leaves_the_rest_readable() -> None:
+    for due in (1e15, 1e308, float("inf")):
+        ledger = Ledger(0, NOTHING)
+        ledger.take(0)
+        ledger.take(1)
+        ledger.hold(0, Held(attempt=2, since=1.0, due=due, parked=True))
+        ledger.settle(1)
+
+        later = handed_over(ledger)
+
+        held = later.take(0)
+        assert held is not None
+        assert held.due > 1e14
+        assert later.take(1) is None
+
+
 def test_times_are_handed_over_exactly_enough() -> None:
     ledger, since = Ledger(0, NOTHING), time.time()
     ledger.take(0)
