@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -205,12 +204,21 @@ class Ledger:
         self._base = order[0] if order else self._next
 
     def _runs(self, given_back: bool) -> Iterator[_Run]:
-        """In order."""
-        base = self._base
-        for fate, group in groupby(self._order, lambda offset: self._fate(offset, given_back)):
-            if fate is not None:
-                offsets = list(group)
-                yield _Run(offsets[0] - base, offsets[-1] - base, None if fate == "done" else fate)
+        """In order, without what is as if it had never been taken. Looks at everything in hand, before each commit."""
+        base, done, held = self._base, self._done, self._held
+        first = last = -1
+        fate: Held | None = _UNTOUCHED
+        for offset in self._order:
+            its = None if offset in done else held[offset]
+            if its is fate or its == fate:
+                last = offset
+                continue
+            if (said := _said(fate, given_back)) is not _UNTOUCHED:
+                yield _Run(first - base, last - base, said)
+            first = last = offset
+            fate = its
+        if (said := _said(fate, given_back)) is not _UNTOUCHED:
+            yield _Run(first - base, last - base, said)
         if self.past.end > self._next:
             yield from sorted(self._runs_ahead(), key=lambda run: run.first)
 
@@ -224,14 +232,12 @@ class Ledger:
             if last >= ahead:
                 yield _Run(max(first, ahead) - base, last - base, held)
 
-    def _fate(self, offset: int, given_back: bool) -> Held | Literal["done"] | None:
-        """What is to be written of it; None: nothing, it is as if it had never been taken."""
-        if offset in self._done:
-            return "done"
-        held = self._held[offset]
-        if given_back and not held.parked:
-            held = held._replace(parked=True)
-        return None if held == _UNTOUCHED else held
+
+def _said(fate: Held | None, given_back: bool) -> Held | None:
+    """What is written of a run with this fate."""
+    if fate is not None and given_back and not fate.parked:
+        fate = fate._replace(parked=True)
+    return _UNTOUCHED if fate == _UNTOUCHED else fate
 
 
 def past_of(base: int, metadata: str) -> Past:
@@ -264,6 +270,8 @@ def _entry(skipped: int, length: int, held: Held | None) -> list[int]:
     """As `_Entry` is read."""
     if held is None:
         return [skipped, length] if length > 1 else [skipped]
+    if held is _IN_HAND:
+        return [skipped, length, 1]
     kind, since, due = 2 if held.parked else 1, _tenths(held.since, math.floor), _tenths(held.due, math.ceil)
     entry = [skipped, length, kind, held.lost, held.solo, held.attempt, since, due]
     while not entry[-1]:  # its kind is not 0
