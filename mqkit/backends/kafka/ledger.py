@@ -17,8 +17,7 @@ import msgspec
 
 LIMIT = 4096  # bytes the broker takes, `offset.metadata.max.bytes`
 EPOCH = 1_700_000_000  # seconds since 1970; times are written in tenths of seconds since then, which are short
-
-FAR = 1 << 53
+FAR = 1 << 53  # no time and no count is written that is larger
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=FAR)]
 _Tenths = Annotated[int, msgspec.Meta(ge=-FAR, le=FAR)]
