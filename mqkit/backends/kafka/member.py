@@ -133,6 +133,7 @@ class Member(Consumer):
         coordinator = self.driver._coordinator
         if self._joining is not None:
             if not self._joining.is_done:
+                self._look_whether_it_may_still_join()
                 return
             failed, self._joining = self._joining.exception, None
             if failed is not None and not isinstance(failed, LEFT_OUT):  # who was left out joins anew
@@ -205,6 +206,15 @@ class Member(Consumer):
             self._asked = now
         elif now - self._heard > lease and now - self._asked > ANSWER:
             raise Lost(f"{self.cluster} has been silent for {now - self._heard:.0f} s")
+
+    def _look_whether_it_may_still_join(self) -> None:
+        """The driver tries without end, also where it has lost its way, after which a new one is let in at once."""
+        options, waited = self.cluster.options, time.monotonic() - self._joining_since
+        longest = options.lease + options.patience
+        if not self.driver._coordinator.coordinator_unknown():
+            longest += SLOWEST  # others may keep the group waiting
+        if waited > longest:
+            raise Lost(f"{self.cluster} has let nobody join its group for {waited:.0f} s")
 
     def _connections(self) -> list[Any]:
         return list(self.driver._manager._conns.values())

@@ -44,8 +44,8 @@ ONE_NODE: Mapping[str, str] = {
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "auto.create.topics.enable": "false",
-    "broker.session.timeout.ms": "1500",  # how long after a SIGKILL the controller refuses the same broker
-    "broker.heartbeat.interval.ms": "300",
+    "broker.session.timeout.ms": "3000",  # how long after a SIGKILL the controller refuses the same broker
+    "broker.heartbeat.interval.ms": "500",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
     "offsets.topic.num.partitions": "4",
