@@ -44,7 +44,8 @@ ONE_NODE: Mapping[str, str] = {
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "auto.create.topics.enable": "false",
-    "broker.session.timeout.ms": "3000",  # how long after a SIGKILL the controller refuses the same broker
+    # How long after a SIGKILL the controller refuses the same broker. With half of it, one that got no CPU was shut out now and then.
+    "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",

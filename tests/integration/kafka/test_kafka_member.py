@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 
 import pytest
@@ -42,6 +42,19 @@ def member(kafka: KafkaProcess, partition: TopicPartition) -> Iterator[Member]:
         yield member
 
 
+def left_off(member: Member, partition: TopicPartition) -> Position | None:
+    """What it is told."""
+    answers: list[Mapping[TopicPartition, Position | None]] = []
+
+    def answered() -> bool:
+        if (answer := member.committed([partition])) is not None:
+            answers.append(answer)
+        return bool(answers)
+
+    until(answered, 20.0)
+    return answers[0][partition]
+
+
 def test_where_others_left_off_is_asked_anew_for_what_has_left_and_comes_back(
     member: Member, partition: TopicPartition
 ) -> None:
@@ -49,9 +62,7 @@ def test_where_others_left_off_is_asked_anew_for_what_has_left_and_comes_back(
     member.commit({partition: Position(7, "")}, 10.0)  # as others do who have it meanwhile
     member.let_go(member.leaving)
 
-    found: list[object] = []
-    until(lambda: found.append(member.committed([partition])) or found[-1] is not None, 20.0)
-    assert found[-1] == {partition: Position(7, "")}
+    assert left_off(member, partition) == Position(7, "")
 
 
 def test_what_is_leaving_now_is_not_let_go_by_who_was_too_slow_before(
@@ -80,6 +91,4 @@ def test_nothing_is_committed_of_what_may_be_others_by_now(member: Member, parti
     assert ended.failure is not None
 
     member.heard()
-    found: list[object] = []
-    until(lambda: found.append(member.committed([partition])) or found[-1] is not None, 20.0)
-    assert found[-1] == {partition: Position(7, "")}
+    assert left_off(member, partition) == Position(7, "")
