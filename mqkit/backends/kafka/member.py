@@ -138,6 +138,10 @@ class Member(Consumer):
             failed, self._joining = self._joining.exception, None
             if failed is not None and not isinstance(failed, LEFT_OUT):  # who was left out joins anew
                 raise self.failure(failed)
+        if not coordinator.stable():
+            # Where a leader joins for the sake of new partitions and what it has assigned does not arrive, the driver takes
+            # itself for joined and is silent from then on.
+            coordinator.request_rejoin()
         if coordinator.need_rejoin() or coordinator.coordinator_unknown():
             self._joining = self.driver._net.call_soon_with_future(coordinator.ensure_active_group_async, None)
             self._joining.add_both(self.ring)
@@ -262,7 +266,8 @@ class Member(Consumer):
     @property
     def at_rest(self) -> bool:
         """A member, and the group has nothing to say."""
-        return self.joined and not self.driver._coordinator.need_rejoin()
+        coordinator = self.driver._coordinator
+        return self.joined and coordinator.stable() and not coordinator.need_rejoin()
 
     @property
     def metadata(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
@@ -16,6 +17,7 @@ from mqkit.backends.kafka.member import Change, Member
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
 from mqkit.errors import Lost
 from mqkit.testing.brokers import KafkaProcess
+from mqkit.testing.chaos import FaultProxy
 from tests.integration.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(60)]
@@ -32,9 +34,16 @@ def partition(kafka: KafkaProcess) -> TopicPartition:
 
 
 @pytest.fixture
-def member(kafka: KafkaProcess, partition: TopicPartition) -> Iterator[Member]:
+def proxy(kafka: KafkaProcess) -> Iterator[FaultProxy]:
+    """In front of the cluster, which tells its clients to come this way."""
+    with FaultProxy("127.0.0.1", kafka.start().proxied_port, at=kafka.proxy_port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def member(kafka: KafkaProcess, proxy: FaultProxy, partition: TopicPartition) -> Iterator[Member]:
     """The only one of its group."""
-    url = Url.parse(kafka.url)
+    url = Url.parse(proxy.through(kafka.url))
     cluster = Cluster.of(url, parse_options(KafkaOptions, url))
     with closing(Member(cluster, partition.topic, [partition.topic], grace=5.0, fetch_bytes=1 << 20)) as member:
         member.join(30.0)
@@ -92,3 +101,31 @@ def test_nothing_is_committed_of_what_may_be_others_by_now(member: Member, parti
 
     member.heard()
     assert left_off(member, partition) == Position(7, "")
+
+
+def test_a_leader_whose_assignment_does_not_arrive_joins_again(
+    kafka: KafkaProcess, member: Member, partition: TopicPartition, proxy: FaultProxy
+) -> None:
+    """It has joined for the sake of new partitions; a group that has changed itself would call it once more."""
+    coordinator = member.driver._coordinator
+    assign, lost = coordinator._perform_assignment, []
+
+    def assign_into_nowhere(*arguments: Any) -> Any:
+        assigned = assign(*arguments)
+        if not lost:
+            lost.append(assigned)
+            proxy.reset()
+        return assigned
+
+    coordinator._perform_assignment = assign_into_nowhere
+    with closing(KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")) as admin:
+        admin.create_partitions({partition.topic: 3})
+    member.learn([partition.topic])
+
+    def has_all() -> bool:
+        member.join(1.0)
+        return len(member.driver.assignment()) == 3
+
+    until(has_all, 20.0)
+    assert lost
+    assert member.at_rest

@@ -17,6 +17,7 @@ from mqkit.backends.kafka.producer import BATCH, Transactions
 from mqkit.backends.kafka.record import ProducerRecord, tail_of
 from mqkit.errors import Lost
 from mqkit.testing.brokers import KafkaProcess
+from tests.brokers.kafkas import publish
 from tests.integration.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(60)]
@@ -46,15 +47,16 @@ def transactions(kafka: KafkaProcess, topic: str) -> Iterator[Transactions]:
 
 
 @pytest.fixture
-def member(address: str, topic: str) -> Iterator[KafkaConsumer]:
+def member(kafka: KafkaProcess, address: str, topic: str) -> Iterator[KafkaConsumer]:
     """Of a group, and has both partitions."""
+    publish(kafka.url, topic, [b"here"])
     # Joining may be faster than the news of the topic; then it has no partitions until the driver asks once more.
-    member = KafkaConsumer(
-        topic, bootstrap_servers=address, group_id=topic, enable_auto_commit=False, metadata_max_age_ms=1000
-    )
-    until(lambda: member.poll(100) or len(member.assignment()) == 2, 60.0)
-    yield member
-    member.close()
+    settings = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "metadata_max_age_ms": 1000}
+    with closing(KafkaConsumer(topic, bootstrap_servers=address, group_id=topic, **settings)) as member:
+        # In one call: the driver forgets that it was joining for the sake of such news where one ends meanwhile.
+        assert member.poll(30_000)
+        assert len(member.assignment()) == 2
+        yield member
 
 
 def test_offsets_that_were_refused_are_not_committed_by_the_next_transaction(
