@@ -22,7 +22,7 @@ from kafka import errors as native
 
 from mqkit.backends.kafka.batch import Damage, decode_with, records_in
 from mqkit.backends.kafka.errors import translate
-from mqkit.backends.kafka.network import Client, learn
+from mqkit.backends.kafka.network import driver, learn
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.errors import Closed, Lost, MqkitError, Unavailable
@@ -51,24 +51,22 @@ class Consumer:
         self._woken = False
         self._paused: set[Partition] = set()
         self._damaged: dict[Partition, float] = {}  # those that wait for repair, and until when
+        settings = {
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "isolation_level": "read_committed",
+            "fetch_max_wait_ms": round(FETCH_WAIT * 1000),
+            "max_poll_records": ALL,
+            "max_partition_fetch_bytes": max(fetch_bytes, cluster.options.max_body + 4096),
+            "metadata_max_age_ms": 30_000,
+            "allow_auto_create_topics": False,
+            "metrics_enabled": False,
+            **cluster.settings(),
+            **settings,
+        }
         probe(cluster)
         try:
-            self.driver = KafkaConsumer(
-                **{
-                    "enable_auto_commit": False,
-                    "auto_offset_reset": "earliest",
-                    "isolation_level": "read_committed",
-                    "fetch_max_wait_ms": round(FETCH_WAIT * 1000),
-                    "max_poll_records": ALL,
-                    "max_partition_fetch_bytes": max(fetch_bytes, cluster.options.max_body + 4096),
-                    "metadata_max_age_ms": 30_000,
-                    "allow_auto_create_topics": False,
-                    "metrics_enabled": False,
-                    **cluster.settings(),
-                    "kafka_client": Client,
-                    **settings,
-                }
-            )
+            self.driver = driver(KafkaConsumer, **settings)
         except native.KafkaError as exc:
             raise translate(exc, cluster) from exc
         decode_with(self.driver._fetcher)

@@ -78,7 +78,7 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc]
 
 
 class Client(KafkaNetClient):  # type: ignore[misc]
-    """What the driver's clients are told to use, as `kafka_client`."""
+    """The connections of one of the driver's own, and what it does with them."""
 
     def __init__(self, **settings: Any) -> None:
         net = NetworkSelector(**settings)
@@ -104,6 +104,28 @@ class Client(KafkaNetClient):  # type: ignore[misc]
         super().close(node_id)
         if node_id is None:
             self._manager.hang_up()
+
+
+def driver(kind: Callable[..., Any], **settings: Any) -> Any:
+    """
+    One of the driver's own: `KafkaConsumer`, `KafkaProducer` or `KafkaAdminClient`. One that cannot be made would leave its
+    thread and its sockets behind.
+
+    Raises:
+        kafka.errors.KafkaError: What the driver says.
+    """
+    made: list[Client] = []
+
+    def make(**settings: Any) -> Client:
+        made.append(Client(**settings))
+        return made[-1]
+
+    try:
+        return kind(**settings, kafka_client=make)
+    except BaseException:
+        for client in made:
+            client.close()
+        raise
 
 
 def learn(manager: Any, topics: Iterable[str], ring: Callable[[], object] = lambda: None) -> Any:

@@ -71,6 +71,7 @@ def _introduce(broker: str, cluster: Cluster) -> None:
         manager.close()
         net.stop(FAREWELL)
         net.close()
+        manager.hang_up()
 
 
 def _timeout(cluster: Cluster) -> float:
