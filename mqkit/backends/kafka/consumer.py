@@ -22,7 +22,7 @@ from kafka import errors as native
 
 from mqkit.backends.kafka.batch import Damage, decode_with, records_in
 from mqkit.backends.kafka.errors import translate
-from mqkit.backends.kafka.network import driver, learn
+from mqkit.backends.kafka.network import learn, make_driver
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.errors import Closed, Lost, MqkitError, Unavailable
@@ -66,7 +66,7 @@ class Consumer:
         }
         probe(cluster)
         try:
-            self.driver = driver(KafkaConsumer, **settings)
+            self.driver = make_driver(KafkaConsumer, **settings)
         except native.KafkaError as exc:
             raise translate(exc, cluster) from exc
         decode_with(self.driver._fetcher)

@@ -14,7 +14,7 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import OffsetAndMetadata
 
 from mqkit.backends.kafka.errors import translate
-from mqkit.backends.kafka.network import driver
+from mqkit.backends.kafka.network import make_driver
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.probe import probe
 
@@ -38,7 +38,7 @@ class Control:
         self._cluster = cluster
         probe(cluster)
         try:
-            self.driver = driver(KafkaAdminClient, **cluster.settings())
+            self.driver = make_driver(KafkaAdminClient, **cluster.settings())
         except native.KafkaError as exc:
             raise translate(exc, cluster) from exc
 

@@ -139,8 +139,8 @@ class Member(Consumer):
             if failed is not None and not isinstance(failed, LEFT_OUT):  # who was left out joins anew
                 raise self.failure(failed)
         if not coordinator.stable():
-            # Where a leader joins for the sake of new partitions and what it has assigned does not arrive, the driver takes
-            # itself for joined and is silent from then on.
+            # Where a leader joins for the sake of new partitions, the driver takes itself for joined once it has assigned
+            # them. If that does not arrive, or nobody waits for the answer any more, it is silent from then on.
             coordinator.request_rejoin()
         if coordinator.need_rejoin() or coordinator.coordinator_unknown():
             self._joining = self.driver._net.call_soon_with_future(coordinator.ensure_active_group_async, None)

@@ -101,28 +101,29 @@ class Client(KafkaNetClient):  # type: ignore[misc]
         return super().poll(timeout_ms, future)
 
     def close(self, node_id: Any = None) -> None:
-        super().close(node_id)
-        if node_id is None:
-            self._manager.hang_up()
+        try:
+            super().close(node_id)
+        finally:
+            if node_id is None:
+                self._manager.hang_up()
 
 
-def driver(kind: Callable[..., Any], **settings: Any) -> Any:
+def make_driver(kind: Callable[..., Any], **settings: Any) -> Any:
     """
-    One of the driver's own: `KafkaConsumer`, `KafkaProducer` or `KafkaAdminClient`. One that cannot be made would leave its
-    thread and its sockets behind.
+    A `KafkaConsumer`, `KafkaProducer` or `KafkaAdminClient`. The thread and the sockets of one that cannot be made are ended.
 
     Raises:
         kafka.errors.KafkaError: What the driver says.
     """
     made: list[Client] = []
 
-    def make(**settings: Any) -> Client:
-        made.append(Client(**settings))
+    def connect(**given: Any) -> Client:
+        made.append(Client(**given))
         return made[-1]
 
     try:
-        return kind(**settings, kafka_client=make)
-    except BaseException:
+        return kind(**settings, kafka_client=connect)
+    except Exception:  # who interrupts is not kept waiting for a thread that may be looking up a name
         for client in made:
             client.close()
         raise

@@ -1,8 +1,7 @@
 """
 Probe: asks the brokers of a URL, before a client is made, why they cannot be used.
 
-The driver's clients try again until their time is over and then only say "unable to bootstrap"; one that fails so leaves its
-thread behind.
+The driver's clients try again until their time is over and then only say "unable to bootstrap".
 """
 
 from __future__ import annotations
@@ -70,8 +69,10 @@ def _introduce(broker: str, cluster: Cluster) -> None:
     finally:
         manager.close()
         net.stop(FAREWELL)
-        net.close()
-        manager.hang_up()
+        try:
+            net.close()
+        finally:
+            manager.hang_up()
 
 
 def _timeout(cluster: Cluster) -> float:

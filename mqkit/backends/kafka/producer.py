@@ -19,7 +19,7 @@ from kafka.producer.transaction_manager import TransactionState
 from kafka.structs import OffsetAndMetadata
 
 from mqkit.backends.kafka.errors import translate
-from mqkit.backends.kafka.network import driver, learn
+from mqkit.backends.kafka.network import learn, make_driver
 from mqkit.backends.kafka.options import ROOM, Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.backends.kafka.record import ProducerRecord
@@ -70,7 +70,7 @@ class Producer:
             settings |= {"transactional_id": transactional_id, "transaction_timeout_ms": round(TRANSACTION * 1000)}
         probe(cluster)
         try:
-            self.driver = driver(KafkaProducer, **settings)
+            self.driver = make_driver(KafkaProducer, **settings)
             # At the end of the program it would close before the bus that still sends, and in a forked child flush for its parent.
             self.driver._unregister_cleanup()
         except native.KafkaError as exc:

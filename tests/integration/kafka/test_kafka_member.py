@@ -120,12 +120,11 @@ def test_a_leader_whose_assignment_does_not_arrive_joins_again(
     coordinator._perform_assignment = assign_into_nowhere
     with closing(KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")) as admin:
         admin.create_partitions({partition.topic: 3})
-    member.learn([partition.topic])
+    until(lambda: len(member.learn([partition.topic])[partition.topic]) == 3, 20.0)
 
     def has_all() -> bool:
         member.join(1.0)
-        return len(member.driver.assignment()) == 3
+        return member.at_rest and len(member.driver.assignment()) == 3
 
     until(has_all, 20.0)
     assert lost
-    assert member.at_rest
