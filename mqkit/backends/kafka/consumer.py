@@ -93,7 +93,9 @@ class Consumer:
         try:
             fetched = self.driver.poll(round(timeout * 1000))
         except (native.KafkaError, RuntimeError) as exc:
-            raise self.failure(exc) from exc
+            error = self.failure(exc)
+            # The driver may have noted that it asks a node for more, without having asked; then it never does again.
+            raise Lost(str(error)) if type(error) is Unavailable else error from exc
         for partition, its in fetched.items():
             if isinstance(its[-1], Damage):
                 self._hold_back(partition, its[-1].error)
@@ -121,7 +123,8 @@ class Consumer:
         """Fetch from here on."""
         self._paused.discard(partition)
         self._damaged.pop(partition, None)
-        self.driver.seek(partition, offset)
+        with contextlib.suppress(ValueError):  # the group has taken it away, which is heard next
+            self.driver.seek(partition, offset)
         _switch(self.driver.resume, [partition])
 
     def position(self, partition: Partition) -> int | None:

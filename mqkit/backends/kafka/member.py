@@ -93,6 +93,7 @@ class Member(Consumer):
         self._committing: Any = None
         self._committed: Mapping[Partition, Position] = {}
         self._doubt: float | None = None  # since when
+        self._beat: float | None = None  # when a heartbeat was sent whose answer ends it
         self._doubted = -1  # the generation of which nobody knows
         self._heard = time.monotonic()
         self._asked: float | None = None
@@ -138,14 +139,24 @@ class Member(Consumer):
             failed, self._joining = self._joining.exception, None
             if failed is not None and not isinstance(failed, LEFT_OUT):  # who was left out joins anew
                 raise self.failure(failed)
-        if not coordinator.stable():
-            # Where a leader joins for the sake of new partitions, the driver takes itself for joined once it has assigned
-            # them. If that does not arrive, or nobody waits for the answer any more, it is silent from then on.
+        if not self._belongs:
             coordinator.request_rejoin()
         if coordinator.need_rejoin() or coordinator.coordinator_unknown():
             self._joining = self.driver._net.call_soon_with_future(coordinator.ensure_active_group_async, None)
             self._joining.add_both(self.ring)
             self._joining_since = time.monotonic()
+
+    @property
+    def _belongs(self) -> bool:
+        """
+        Is it a member, and says so to the group?
+
+        Where a leader joins for the sake of new partitions, the driver takes itself for joined once it has assigned them. If
+        that does not arrive, or nobody waits for the answer any more, it is silent from then on, and does not join either.
+        """
+        coordinator = self.driver._coordinator
+        beating = coordinator._heartbeat_loop_future
+        return coordinator.stable() and coordinator._heartbeat_enabled and beating is not None and not beating.is_done
 
     def _watch_generation(self) -> None:
         """
@@ -230,7 +241,7 @@ class Member(Consumer):
         Args:
             generation: The one that was refused; the present one, if this process slept.
         """
-        self._doubt = time.monotonic()
+        self._doubt, self._beat = time.monotonic(), None
         self._doubted = self.driver._coordinator._generation.generation_id if generation is None else generation
 
     @property
@@ -239,7 +250,9 @@ class Member(Consumer):
         if self._doubt is not None and (self.joined or self.leaving):
             coordinator = self.driver._coordinator
             beat, generation = coordinator.heartbeat, coordinator._generation.generation_id
-            answered = beat.last_receive > beat.last_send > self._doubt  # not what was on its way before
+            if self._beat is None and beat.last_send > self._doubt:  # not what was on its way before
+                self._beat = beat.last_send
+            answered = self._beat is not None and beat.last_receive > self._beat  # there is one on its way at a time
             if not coordinator.need_rejoin() and (answered or generation != self._doubted):
                 self._doubt = None
         return self._doubt is not None
@@ -266,8 +279,7 @@ class Member(Consumer):
     @property
     def at_rest(self) -> bool:
         """A member, and the group has nothing to say."""
-        coordinator = self.driver._coordinator
-        return self.joined and coordinator.stable() and not coordinator.need_rejoin()
+        return self.joined and self._belongs and not self.driver._coordinator.need_rejoin()
 
     @property
     def metadata(self) -> Any:
@@ -337,6 +349,7 @@ class Member(Consumer):
                 for partition in wanted
             }
         if not getattr(failed, "retriable", False):
+            self._question = None
             raise self.failure(failed)
         if now - question.asked > ONCE_MORE:
             self._ask(wanted)
@@ -400,7 +413,9 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._member = member
 
     async def on_partitions_assigned(self, assigned: Iterable[Partition]) -> None:
-        self._note(Change("assigned", frozenset(assigned)))
+        """The driver also tells of what was taken away while it waited for what leaves."""
+        ours = self._member.driver._subscription.assigned_partitions()
+        self._note(Change("assigned", frozenset(assigned).intersection(ours)))
 
     async def on_partitions_revoked(self, revoked: Iterable[Partition]) -> None:
         member = self._member

@@ -256,8 +256,8 @@ class KafkaReceiver:
 
     def _serve(self) -> None:
         member = self._member
+        member.step()  # first: a relay that has to wait for the cluster must not keep this group waiting too
         self._relay.step()
-        member.step()
         if missing := member.missing():
             self._deleted(missing[0])
         for change in member.heard():

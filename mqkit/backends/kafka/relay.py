@@ -63,6 +63,7 @@ class Relay:
         self._paused: set[Partition] = set()
         self._absent: dict[str, float] = {}  # topics that records want to go to, and since when they are not there
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._soonest = math.inf  # when a record is ready to move; not while that is being done
         self._not_before = 0.0
         self._receivers = 0
@@ -94,15 +95,17 @@ class Relay:
         return max(0.0, self._soonest - self._now())
 
     def enter(self) -> None:
-        """Another receiver, which will step it."""
-        with self._lock:
+        """Another receiver, which will step it. Does not wait for what another one has it do now."""
+        with self._counting:
             self._receivers += 1
 
     def leave(self) -> None:
         """One receiver less."""
         with self._lock:
-            self._receivers -= 1
-            if not self._receivers:
+            with self._counting:
+                self._receivers -= 1
+                last = not self._receivers
+            if last:
                 self._start_over()
                 self._not_before = 0.0
                 self._transactions.close()

@@ -128,3 +128,28 @@ def test_a_leader_whose_assignment_does_not_arrive_joins_again(
 
     until(has_all, 20.0)
     assert lost
+
+
+def test_who_has_stopped_to_tell_the_group_that_it_is_there_joins_again(member: Member) -> None:
+    generation = member.metadata.generation_id
+    member.driver._net.run(member.driver._coordinator._disable_heartbeat)
+    assert not member.at_rest
+
+    def joined_again() -> bool:
+        member.join(1.0)
+        return member.at_rest and member.metadata.generation_id > generation
+
+    until(joined_again, 20.0)
+
+
+def test_a_doubt_ends_where_heartbeats_take_longer_than_the_time_between_them(
+    member: Member, proxy: FaultProxy
+) -> None:
+    proxy.slow(delay=0.3)  # each way; they are half a second apart
+    member.doubt()
+
+    def certain() -> bool:
+        member.step()
+        return not member.doubtful
+
+    until(certain, 20.0)
