@@ -54,6 +54,7 @@ class _Question(NamedTuple):
     partitions: frozenset[Partition]
     answer: Any
     asked: float
+    patience: float  # seconds until it is asked again
 
 
 class Ended(NamedTuple):
@@ -336,8 +337,9 @@ class Member(Consumer):
             self._ask(wanted)
             return None
         if not question.answer.is_done:
-            if now - question.asked > ANSWER:  # the driver waits for a minute; who is asked again answers sooner
-                self._ask(wanted)
+            # The driver waits for long, and who is asked again answers sooner; but who is slow must not be asked ever more.
+            if now - question.asked > question.patience:
+                self._ask(wanted, question.patience * 2)
             return None
         failed = question.answer.exception
         if failed is None:
@@ -355,12 +357,12 @@ class Member(Consumer):
             self._ask(wanted)
         return None
 
-    def _ask(self, partitions: frozenset[Partition]) -> None:
+    def _ask(self, partitions: frozenset[Partition], patience: float = ANSWER) -> None:
         """A question of its own: the driver's may have been asked by an earlier owner of the same partitions."""
         coordinator = self.driver._coordinator
         answer = self.driver._net.call_soon_with_future(coordinator._send_offset_fetch_request, list(partitions))
         answer.add_callback(self.ring)
-        self._question = _Question(partitions, answer, time.monotonic())
+        self._question = _Question(partitions, answer, time.monotonic(), patience)
 
     @property
     def committing(self) -> bool:
