@@ -25,12 +25,14 @@ from mqkit.backends.kafka.errors import translate
 from mqkit.backends.kafka.network import learn, make_driver
 from mqkit.backends.kafka.options import Cluster
 from mqkit.backends.kafka.probe import probe
+from mqkit.backends.kafka.standstill import Standstill
 from mqkit.errors import Closed, Lost, MqkitError, Unavailable
 
 FETCH_WAIT = 0.1  # seconds a broker may keep a fetch that finds nothing, which keeps others waiting too
 ALL = sys.maxsize  # records of one poll: taking only a part of a fetch can stall its partition
 FAREWELL = 2.0  # seconds a polite close may take
 REPAIR = 30.0  # seconds until a batch that cannot be read is asked for again
+LOOK = 10.0  # seconds between two looks whether everything moves
 
 log = logging.getLogger("mqkit")
 
@@ -64,6 +66,8 @@ class Consumer:
             **cluster.settings(),
             **settings,
         }
+        self._standstill = Standstill()
+        self._looked = time.monotonic()
         probe(cluster)
         try:
             self.driver = make_driver(KafkaConsumer, **settings)
@@ -90,6 +94,7 @@ class Consumer:
         """
         self._check_usable()
         self._ask_again()
+        self._look_whether_it_moves()
         try:
             fetched = self.driver.poll(round(timeout * 1000))
         except (native.KafkaError, RuntimeError) as exc:
@@ -167,6 +172,24 @@ class Consumer:
             self.driver._fetcher._paused_completed_fetches.pop(partition, None)
             if partition not in self._paused:
                 _switch(self.driver.resume, [partition])
+
+    def _look_whether_it_moves(self) -> None:
+        """What a transaction hides that never ends, its consumers can only tell of."""
+        now = time.monotonic()
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        ends = {partition: state.highwater for partition, state in list(self.driver._subscription.assignment.items())}
+        behind = {
+            partition: position
+            for partition, end in ends.items()
+            if partition not in self._paused and partition not in self._damaged
+            if (position := self.position(partition)) is not None and end is not None and position < end
+        }
+        for partition in self._standstill.look(behind, now):
+            offset = behind[partition]
+            where = {"topic": partition.topic, "partition": partition.partition, "offset": offset}
+            log.warning("partition.held_up", extra={**where, "behind": ends[partition] - offset})
 
     def failure(self, exc: BaseException) -> MqkitError:
         error = translate(exc, self.cluster)

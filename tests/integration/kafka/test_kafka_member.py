@@ -8,10 +8,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from mqkit._url import Url, parse_options
+from mqkit.backends.kafka import consumer, standstill
 from mqkit.backends.kafka.ledger import Position
 from mqkit.backends.kafka.member import Change, Member
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
@@ -153,3 +154,30 @@ def test_a_doubt_ends_where_heartbeats_take_longer_than_the_time_between_them(
         return not member.doubtful
 
     until(certain, 20.0)
+
+
+def test_what_a_transaction_hides_that_does_not_end_is_told_of(
+    kafka: KafkaProcess,
+    member: Member,
+    partition: TopicPartition,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(consumer, "LOOK", 0.2)
+    monkeypatch.setattr(standstill, "LONGEST", 1.0)
+    member.begin(partition, 0)
+    settings = {"bootstrap_servers": f"127.0.0.1:{kafka.port}", "transactional_id": partition.topic}
+    with closing(KafkaProducer(**settings)) as other:
+        other.init_transactions()
+        other.begin_transaction()
+        for number in range(3):
+            other.send(partition.topic, b"%d" % number).get(timeout=10.0)
+
+        def told_of() -> list[tuple[Any, ...]]:
+            member.step()
+            assert member.fetch(0.1) == {}
+            said = (vars(record) for record in caplog.records if record.message == "partition.held_up")
+            return [tuple(one[name] for name in ("topic", "partition", "offset", "behind")) for one in said]
+
+        until(lambda: (partition.topic, 0, 0, 3) in told_of(), 20.0)
+        other.abort_transaction()
