@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Sequence
 
 from kafka import errors as native
 
@@ -66,6 +67,19 @@ ERRORS: tuple[tuple[type[BaseException], type[MqkitError], str], ...] = (
 )
 
 _UNKNOWN = (GivenUp, native.RetriableError, native.UnknownProducerIdError, native.OutOfOrderSequenceNumberError)
+# About the cluster or about who sends, and not about what is sent: a new producer will be let do it.
+_PASSING = (
+    native.RetriableError,
+    native.BrokerNotAvailableError,
+    native.IllegalStateError,
+    native.InvalidProducerIdMappingError,
+    native.InvalidTxnStateError,
+    native.OutOfOrderSequenceNumberError,
+    native.TransactionAbortedError,
+    native.TransactionCoordinatorFencedError,
+    native.UnknownBrokerIdError,
+    native.UnknownProducerIdError,
+)
 _CERTIFICATE_WANTED = re.compile(r"alert (bad certificate|certificate|unknown ca)|ALERT_CERTIFICATE_REQUIRED", re.I)
 
 
@@ -95,6 +109,29 @@ def publish_error(exc: BaseException, cluster: object) -> MqkitError:
     if isinstance(error, Unavailable):
         return PublishFailed(str(error))
     return error
+
+
+def transaction_error(failures: Sequence[BaseException], cluster: object) -> MqkitError:
+    """
+    Why a transaction was refused, in which nothing happened.
+
+    Args:
+        failures: At least one, the most likely first. When the cluster refuses one record, the driver gives up all the others.
+
+    Returns:
+        PublishFailed: It takes one of the records neither now nor later.
+        Unavailable: It may take them later.
+    """
+    blamed = next((exc for exc in failures if not _passes(exc)), failures[0])
+    error = translate(blamed, cluster)
+    if type(error) is Unavailable and not _passes(blamed):
+        return PublishFailed(str(error))
+    return error
+
+
+def _passes(exc: BaseException) -> bool:
+    # The driver's base class itself says only that something else has failed before.
+    return isinstance(exc, _PASSING) or type(exc) is native.KafkaError
 
 
 def _text(exc: BaseException) -> str:

@@ -18,13 +18,13 @@ from kafka import errors as native
 from kafka.producer.transaction_manager import TransactionState
 from kafka.structs import OffsetAndMetadata
 
-from mqkit.backends.kafka.errors import translate
+from mqkit.backends.kafka.errors import transaction_error, translate
 from mqkit.backends.kafka.network import learn, make_driver
 from mqkit.backends.kafka.options import ROOM, Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.backends.kafka.sent import First, appender
-from mqkit.errors import Closed, Lost, MqkitError, NotFound, PublishFailed, Unavailable
+from mqkit.errors import Closed, Lost, MqkitError, NotFound, Unavailable
 
 TRANSACTION = (
     10.0  # seconds after which the broker gives up one that was left open; until then it hides what comes later
@@ -196,16 +196,19 @@ class Transactions:
         Raises:
             Undecided: All of it or nothing, nobody knows.
             Lost: Others have these partitions; nothing happened.
-            NotFound, PublishFailed, ...: A record was refused, or the cluster does not answer; nothing happened.
+            NotFound, PublishFailed, ...: A record was refused; nothing happened.
+            Unavailable: The cluster does not answer, or does not take it now; nothing happened.
         """
         producer = self._opened()
         driver = producer.driver
         for topic in {record.topic for record in records}:
             if not producer.knows(topic):
                 raise NotFound(f"{self._cluster} does not have {topic}; declare it")
+        futures: list[Any] = []
         try:
             driver.begin_transaction()
-            futures = [producer.send(record) for record in records]
+            for record in records:
+                futures.append(producer.send(record))
             if offsets:
                 manager = driver._transaction_manager
                 self._bounded(driver, lambda: manager.send_offsets_to_transaction(dict(offsets), group))
@@ -216,7 +219,8 @@ class Transactions:
             self._discard()
             if isinstance(exc, MqkitError) or not isinstance(exc, Exception):
                 raise
-            raise self._failure(exc) from exc
+            failed = (future.exception for future in futures if future.is_done)
+            raise transaction_error([exc, *filter(None, failed)], self._cluster) from exc
         self._commit(driver)
 
     def knows(self, topic: str) -> bool:
@@ -287,7 +291,7 @@ class Transactions:
                 self._abort(driver)
             self._discard()
             if refused:
-                raise self._failure(exc) from exc
+                raise transaction_error([exc], self._cluster) from exc
             raise Undecided(f"{self._cluster} does not say whether a transaction is committed ({exc})") from exc
 
     def _abort(self, driver: Any) -> None:
@@ -301,7 +305,3 @@ class Transactions:
         driver._sender.wakeup()
         if not result.wait(self._cluster.options.patience * 1000):
             raise Unavailable(f"{self._cluster} does not answer")
-
-    def _failure(self, exc: Exception) -> MqkitError:
-        error = translate(exc, self._cluster)
-        return PublishFailed(str(error)) if isinstance(error, Unavailable) and not isinstance(error, Lost) else error

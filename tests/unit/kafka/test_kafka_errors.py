@@ -1,0 +1,33 @@
+"""What the failure of a transaction means."""
+
+from __future__ import annotations
+
+import pytest
+from kafka import errors as native
+
+from mqkit.backends.kafka.errors import transaction_error
+from mqkit.errors import Denied, Lost, MessageTooLarge, MqkitError, PublishFailed, Unavailable
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ([native.NotCoordinatorError()], Unavailable),
+        ([native.KafkaTimeoutError()], Unavailable),
+        ([native.InvalidTxnStateError()], Unavailable),
+        ([native.KafkaError("something has failed before")], Unavailable),
+        ([native.ProducerFencedError()], Lost),
+        ([native.TopicAuthorizationFailedError("numbers")], Denied),
+        ([native.InvalidRecordError()], PublishFailed),
+        ([native.MessageSizeTooLargeError()], MessageTooLarge),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else type(value[0]).__name__,
+)
+def test_only_what_is_about_a_record_is_a_refusal(failures: list[Exception], expected: type[MqkitError]) -> None:
+    assert type(transaction_error(failures, "Kafka")) is expected
+
+
+def test_the_record_is_found_for_which_the_others_were_given_up() -> None:
+    given_up = [native.TransactionAbortedError(), native.KafkaError("something has failed before")]
+
+    assert type(transaction_error([*given_up, native.InvalidRecordError()], "Kafka")) is PublishFailed
