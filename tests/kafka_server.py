@@ -14,6 +14,7 @@ import confluent_kafka
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from mqkit.backends.kafka.names import Names, lane_for
+from mqkit.backends.kafka.network import make_driver
 from mqkit.destinations import Destination
 from mqkit.message import Message
 from mqkit.native import KafkaPartition, KafkaTopic
@@ -34,7 +35,11 @@ def running_server(version: str) -> Iterator[KafkaProcess]:
 
 
 class KafkaHarness(Harness):
-    """A foreign client is kafka-python on the same cluster; each case has a prefix of its own."""
+    """
+    A foreign client is kafka-python on the same cluster; each case has a prefix of its own.
+
+    It is made by `make_driver`, because by itself it leaves a socket open that had something to send when it was closed.
+    """
 
     def __init__(self, server: KafkaProcess, version: str) -> None:
         self._server = server
@@ -69,7 +74,8 @@ class KafkaHarness(Harness):
 
     def records(self, topic: str) -> list[Any]:
         """What is in a topic of Kafka, as other clients read it."""
-        consumer = KafkaConsumer(
+        consumer = make_driver(
+            KafkaConsumer,
             bootstrap_servers=self._address,
             group_id=None,
             auto_offset_reset="earliest",
@@ -87,7 +93,7 @@ class KafkaHarness(Harness):
     @contextmanager
     def control(self) -> Iterator[KafkaAdminClient]:
         """What an operator of the cluster has."""
-        admin = KafkaAdminClient(bootstrap_servers=self._address)
+        admin = make_driver(KafkaAdminClient, bootstrap_servers=self._address)
         try:
             yield admin
         finally:
@@ -96,7 +102,7 @@ class KafkaHarness(Harness):
     def end_of(self, destination: Destination[Any]) -> int:
         """Records that were ever written there, and the marks of transactions."""
         topic = self._kafka_names.topic(destination.address)
-        consumer = KafkaConsumer(bootstrap_servers=self._address, group_id=None)
+        consumer = make_driver(KafkaConsumer, bootstrap_servers=self._address, group_id=None)
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
         total = sum(consumer.end_offsets(partitions).values())
         consumer.close()
@@ -109,7 +115,7 @@ class KafkaHarness(Harness):
             return {member["member_id"] for member in admin.describe_groups([group])[group]["members"]}
 
     def find_native(self, destination: Destination[Any], native: Any) -> bytes:
-        consumer = KafkaConsumer(bootstrap_servers=self._address, group_id=None)
+        consumer = make_driver(KafkaConsumer, bootstrap_servers=self._address, group_id=None)
         partition = TopicPartition(native.topic, native.partition)
         consumer.assign([partition])
         consumer.seek(partition, native.offset)
@@ -153,7 +159,7 @@ class KafkaHarness(Harness):
     def close(self) -> None:
         """A server that keeps the topics of every case takes long to start again."""
         super().close()
-        admin = KafkaAdminClient(bootstrap_servers=self._address)
+        admin = make_driver(KafkaAdminClient, bootstrap_servers=self._address)
         try:
             admin.delete_topics([topic for topic in admin.list_topics() if topic.startswith(self.prefix)])
         finally:

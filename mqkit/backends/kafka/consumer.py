@@ -36,6 +36,7 @@ LOOK = 10.0  # seconds between two looks whether everything moves
 
 log = logging.getLogger("mqkit")
 
+_NOT_ASKED = (native.UnknownBrokerIdError, RuntimeError)
 # What means that others have our partitions, or will.
 LEFT_OUT = (native.IllegalGenerationError, native.UnknownMemberIdError, native.RebalanceInProgressError)
 
@@ -99,8 +100,8 @@ class Consumer:
             fetched = self.driver.poll(round(timeout * 1000))
         except (native.KafkaError, RuntimeError) as exc:
             error = self.failure(exc)
-            # The driver may have noted that it asks a node for more, without having asked; then it never does again.
-            raise Lost(str(error)) if type(error) is Unavailable else error from exc
+            # The driver has noted that it asks a node for more, could not ask, and would never do so again.
+            raise Lost(str(error)) if isinstance(exc, _NOT_ASKED) else error from exc
         for partition, its in fetched.items():
             if isinstance(its[-1], Damage):
                 self._hold_back(partition, its[-1].error)

@@ -214,13 +214,21 @@ class Transactions:
                 self._bounded(driver, lambda: manager.send_offsets_to_transaction(dict(offsets), group))
             self._await(producer, futures, {record.topic for record in records})
         except BaseException as exc:
+            noted = [
+                driver._transaction_manager.last_error,
+                *(future.exception for future in futures if future.is_done),
+            ]
             if not isinstance(exc, (NotFound, Unavailable)):  # what these are about would be waited for before an end
                 self._abort(driver)
             self._discard()
-            if isinstance(exc, MqkitError) or not isinstance(exc, Exception):
+            failures: list[Exception] = [failure for failure in noted if failure is not None]
+            if not isinstance(exc, Exception):
                 raise
-            failed = (future.exception for future in futures if future.is_done)
-            raise transaction_error([exc, *filter(None, failed)], self._cluster) from exc
+            if not isinstance(exc, MqkitError):
+                failures.insert(0, exc)
+            elif type(exc) is not Unavailable or not failures:
+                raise
+            raise transaction_error(failures, self._cluster) from exc
         self._commit(driver)
 
     def knows(self, topic: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
@@ -25,6 +26,10 @@ from mqkit.errors import LeaseLost, Lost, MqkitError, Unavailable
 AHEAD = 2  # windows of records that wait here before their partition is paused
 WIDTH = 10  # windows that may be behind one that is not done
 LONGEST = 0.1  # seconds of one wait: the driver and the relay want to be served
+AGAIN = 0.2  # seconds until what the cluster did not take is tried again
+QUIET = 10.0  # seconds between two words about that
+
+log = logging.getLogger("mqkit")
 
 
 class KafkaReceiver:
@@ -61,6 +66,8 @@ class KafkaReceiver:
         self._staged: list[Settlement] = []
         self._revoked: list[Received] = []
         self._refused: list[tuple[Received, MqkitError]] = []
+        self._not_before = 0.0  # when what could not be carried out is tried again
+        self._said = -QUIET
         self._trouble: MqkitError | None = None
         self._void = False  # handlers have ended, or go on, whose verdicts we have not written down
         self._closed = False
@@ -171,7 +178,7 @@ class KafkaReceiver:
             self._carry_out()
 
     def _carry_out(self) -> None:
-        if self._member.doubtful:
+        if self._member.doubtful or time.monotonic() < self._not_before:
             return
         staged, self._staged = self._staged, []
         with_copies: list[Done] = []
@@ -215,13 +222,21 @@ class KafkaReceiver:
         except Lost:
             self._member.doubt(membership.generation_id if membership is not None else None)
             self._staged.extend(settlements)
-        except Unavailable:
+        except Unavailable as exc:
             self._staged.extend(settlements)
+            self._put_off(exc)
         except MqkitError as exc:
             if len(settlements) == 1:
                 return [(settlements[0].delivery, exc)]
             return [refused for one in settlements for refused in self._carry_out_together([one])]
         return ()
+
+    def _put_off(self, error: Unavailable) -> None:
+        now = time.monotonic()
+        self._not_before = now + AGAIN
+        if now - self._said > QUIET:
+            self._said = now
+            log.warning("settlements.delayed", extra={"source": str(self._source.address), "error": str(error)})
 
     def _transact(self, settlements: Sequence[Done], membership: Any) -> None:
         names, now = self._names, self.now()
@@ -256,7 +271,7 @@ class KafkaReceiver:
 
     def _serve(self) -> None:
         member = self._member
-        member.step()  # first: a relay that has to wait for the cluster must not keep this group waiting too
+        member.step()
         self._relay.step()
         if missing := member.missing():
             self._deleted(missing[0])

@@ -30,6 +30,7 @@ from kafka.admin import (
 
 from mqkit import Bus, Delivery, Queue, Retry, Topic, fixed
 from mqkit.backends.kafka import consumer, producer
+from mqkit.backends.kafka.network import make_driver
 from mqkit.errors import ConfigError, Denied, MqkitError, PublishFailed, PublishUnknown, TimedOut, Unavailable
 from mqkit.native import KafkaPartition
 from mqkit.testing.brokers import Certificates, KafkaProcess
@@ -224,7 +225,7 @@ def _grant(server: KafkaProcess, user: str, prefix: str) -> None:
         for name in names
     ]
     granted.append((ResourcePattern(ResourceType.CLUSTER, "kafka-cluster"), "IDEMPOTENT_WRITE"))
-    admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{server.port}")
+    admin = make_driver(KafkaAdminClient, bootstrap_servers=f"127.0.0.1:{server.port}")
     try:
         rights = [
             ACL(f"User:{user}", "*", ACLOperation[name], ACLPermissionType.ALLOW, pattern) for pattern, name in granted

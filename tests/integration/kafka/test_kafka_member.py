@@ -15,6 +15,7 @@ from mqkit._url import Url, parse_options
 from mqkit.backends.kafka import consumer, standstill
 from mqkit.backends.kafka.ledger import Position
 from mqkit.backends.kafka.member import Change, Member
+from mqkit.backends.kafka.network import make_driver
 from mqkit.backends.kafka.options import Cluster, KafkaOptions
 from mqkit.errors import Lost
 from mqkit.testing.brokers import KafkaProcess
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kafka"), pytest.mark.ti
 def partition(kafka: KafkaProcess) -> TopicPartition:
     """The only one of its topic."""
     name = f"topic-{uuid.uuid4()}"
-    admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.start().port}")
+    admin = make_driver(KafkaAdminClient, bootstrap_servers=f"127.0.0.1:{kafka.start().port}")
     admin.create_topics([NewTopic(name, 1, 1)])
     admin.close()
     return TopicPartition(name, 0)
@@ -119,7 +120,7 @@ def test_a_leader_whose_assignment_does_not_arrive_joins_again(
         return assigned
 
     coordinator._perform_assignment = assign_into_nowhere
-    with closing(KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{kafka.port}")) as admin:
+    with closing(make_driver(KafkaAdminClient, bootstrap_servers=f"127.0.0.1:{kafka.port}")) as admin:
         admin.create_partitions({partition.topic: 3})
     until(lambda: len(member.learn([partition.topic])[partition.topic]) == 3, 20.0)
 
@@ -167,7 +168,7 @@ def test_what_a_transaction_hides_that_does_not_end_is_told_of(
     monkeypatch.setattr(standstill, "LONGEST", 1.0)
     member.begin(partition, 0)
     settings = {"bootstrap_servers": f"127.0.0.1:{kafka.port}", "transactional_id": partition.topic}
-    with closing(KafkaProducer(**settings)) as other:
+    with closing(make_driver(KafkaProducer, **settings)) as other:
         other.init_transactions()
         other.begin_transaction()
         for number in range(3):

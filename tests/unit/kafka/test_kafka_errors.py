@@ -16,6 +16,7 @@ from mqkit.errors import Denied, Lost, MessageTooLarge, MqkitError, PublishFaile
         ([native.KafkaTimeoutError()], Unavailable),
         ([native.InvalidTxnStateError()], Unavailable),
         ([native.KafkaError("something has failed before")], Unavailable),
+        ([native.KafkaError("unexpected: OffsetMetadataTooLargeError")], PublishFailed),
         ([native.ProducerFencedError()], Lost),
         ([native.TopicAuthorizationFailedError("numbers")], Denied),
         ([native.InvalidRecordError()], PublishFailed),
