@@ -130,6 +130,18 @@ def transaction_error(failures: Sequence[BaseException], cluster: object) -> Mqk
     return error
 
 
+def reason_of(exc: BaseException, noted: Sequence[BaseException], cluster: object) -> BaseException:
+    """
+    What to say of a transaction that was given up with this, in which nothing happened.
+
+    Args:
+        noted: What the driver knows of it besides. That our own time was up says less than that.
+    """
+    if isinstance(exc, MqkitError):
+        return transaction_error(noted, cluster) if type(exc) is Unavailable and noted else exc
+    return transaction_error([exc, *noted], cluster) if isinstance(exc, Exception) else exc
+
+
 def _passes(exc: BaseException) -> bool:
     if type(exc) is native.KafkaError:  # that something has failed before, or what the driver did not expect
         return _COMMIT_REFUSED.search(str(exc)) is None

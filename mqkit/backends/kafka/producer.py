@@ -18,13 +18,13 @@ from kafka import errors as native
 from kafka.producer.transaction_manager import TransactionState
 from kafka.structs import OffsetAndMetadata
 
-from mqkit.backends.kafka.errors import transaction_error, translate
+from mqkit.backends.kafka.errors import reason_of, transaction_error, translate
 from mqkit.backends.kafka.network import learn, make_driver
 from mqkit.backends.kafka.options import ROOM, Cluster
 from mqkit.backends.kafka.probe import probe
 from mqkit.backends.kafka.record import ProducerRecord
 from mqkit.backends.kafka.sent import First, appender
-from mqkit.errors import Closed, Lost, MqkitError, NotFound, Unavailable
+from mqkit.errors import Closed, Lost, NotFound, Unavailable
 
 TRANSACTION = (
     10.0  # seconds after which the broker gives up one that was left open; until then it hides what comes later
@@ -214,21 +214,17 @@ class Transactions:
                 self._bounded(driver, lambda: manager.send_offsets_to_transaction(dict(offsets), group))
             self._await(producer, futures, {record.topic for record in records})
         except BaseException as exc:
-            noted = [
+            noted = (
                 driver._transaction_manager.last_error,
                 *(future.exception for future in futures if future.is_done),
-            ]
+            )
             if not isinstance(exc, (NotFound, Unavailable)):  # what these are about would be waited for before an end
                 self._abort(driver)
             self._discard()
-            failures: list[Exception] = [failure for failure in noted if failure is not None]
-            if not isinstance(exc, Exception):
+            failures = [failure for failure in noted if failure is not None]
+            if (error := reason_of(exc, failures, self._cluster)) is exc:
                 raise
-            if not isinstance(exc, MqkitError):
-                failures.insert(0, exc)
-            elif type(exc) is not Unavailable or not failures:
-                raise
-            raise transaction_error(failures, self._cluster) from exc
+            raise error from exc
         self._commit(driver)
 
     def knows(self, topic: str) -> bool:

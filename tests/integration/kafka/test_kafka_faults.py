@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +338,47 @@ class TestLosingTheServer:
     def test_a_lease_that_the_cluster_does_not_allow_is_a_wrong_url(self, secure: KafkaProcess) -> None:
         with Bus(f"{secure.url}?lease=0.5") as bus, pytest.raises(ConfigError, match="lease="):
             bus.subscription(words).receive(timeout=30.0)
+
+
+class TestAForgottenTransaction:
+    """A cluster forgets who has not begun one for a while, a week unless it is told otherwise."""
+
+    @pytest.fixture
+    def forgetful(self) -> Iterator[KafkaProcess]:
+        config = {
+            "transactional.id.expiration.ms": "1000",
+            "transaction.remove.expired.transaction.cleanup.interval.ms": "100",
+        }
+        with KafkaProcess(config=config) as process:
+            yield process
+
+    def test_a_verdict_is_carried_out_again_and_its_handler_is_not(
+        self, forgetful: KafkaProcess, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seen = list[str]()
+        with Bus(forgetful.url) as bus:
+
+            @bus.on(words, retry=Retry(attempts=1))
+            def fail(text: str) -> None:
+                seen.append(text)
+                raise ConnectionError("no cure")
+
+            with bus.worker(), caplog.at_level(logging.WARNING, "mqkit"):
+                for number, text in enumerate(("before", "after"), 1):
+                    bus.publish(words, text)
+                    until(lambda number=number: len(bus.dead_letters(words).list()) == number)
+                    until(lambda: transactional_ids(forgetful) == [], within=30.0)
+                assert bus.health().ready
+
+        assert seen == ["before", "after"]
+        said = [record for record in caplog.records if record.message == "settlements.delayed"]
+        assert [vars(record)["source"] for record in said] == [str(words.address)]
+
+
+def transactional_ids(server: KafkaProcess) -> list[str]:
+    """Of those that the cluster knows."""
+    with closing(make_driver(KafkaAdminClient, bootstrap_servers=f"127.0.0.1:{server.port}")) as admin:
+        return [each.transactional_id for listed in admin.list_transactions().values() for each in listed]
 
 
 class TestDamage:

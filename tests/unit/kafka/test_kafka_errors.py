@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from kafka import errors as native
 
-from mqkit.backends.kafka.errors import transaction_error
-from mqkit.errors import Denied, Lost, MessageTooLarge, MqkitError, PublishFailed, Unavailable
+from mqkit.backends.kafka.errors import reason_of, transaction_error
+from mqkit.errors import Denied, Lost, MessageTooLarge, MqkitError, NotFound, PublishFailed, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,15 @@ def test_the_record_is_found_for_which_the_others_were_given_up() -> None:
     given_up = [native.TransactionAbortedError(), native.KafkaError("something has failed before")]
 
     assert type(transaction_error([*given_up, native.InvalidRecordError()], "Kafka")) is PublishFailed
+
+
+def test_that_time_was_up_is_said_only_where_the_driver_knows_of_nothing_else() -> None:
+    ours, theirs = Unavailable("Kafka does not answer"), native.MessageSizeTooLargeError()
+
+    assert reason_of(ours, [], "Kafka") is ours
+    assert type(reason_of(ours, [theirs], "Kafka")) is MessageTooLarge
+
+
+@pytest.mark.parametrize("ours", [NotFound("no such topic"), Lost("others have it"), KeyboardInterrupt()])
+def test_what_was_found_by_us_stays_as_it_is(ours: BaseException) -> None:
+    assert reason_of(ours, [native.MessageSizeTooLargeError()], "Kafka") is ours
