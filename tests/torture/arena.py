@@ -6,7 +6,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -86,18 +86,34 @@ def rabbitmq_arena() -> Iterator[Arena]:
 
 
 @contextmanager
-def kafka_arena() -> Iterator[Arena]:
+def kafka_3_arena() -> Iterator[Arena]:
+    """Everything can happen to it."""
+    with kafka_arena("3.9.1") as arena:
+        yield arena
+
+
+@contextmanager
+def kafka_4_arena() -> Iterator[Arena]:
+    """
+    It never lacks a leader for its partitions: it is not killed, and does not count as dead when it is frozen.
+
+    A transaction that ends while 4.3.0 has none ends without its marks, and what lies behind it is hidden for ever.
+    """
+    with kafka_arena("4.3.0", {"broker.session.timeout.ms": "30000"}) as arena:
+        faults = {name: fault for name, fault in arena.faults.items() if name != "kill the server"}
+        yield replace(arena, faults=faults)
+
+
+@contextmanager
+def kafka_arena(version: str, config: Mapping[str, str] | None = None) -> Iterator[Arena]:
     """
     The proxy is in the way of each connection, also of those that a client makes to where it is told to go.
 
     What a killed consumer leaves open hides what lies behind it for 11 s, instead of 20.
-
-    Not 4.3.0: a transaction that ends while that has no leader for its partitions, because its only broker counts as dead after
-    a freeze or in the seconds after a start, ends without its marks, and what lies behind it is hidden for ever.
     """
-    config = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000"}
+    config = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000", **(config or {})}
     with (
-        KafkaProcess(version="3.9.1", proxied=True, config=config) as kafka,
+        KafkaProcess(version=version, proxied=True, config=config) as kafka,
         FaultProxy("127.0.0.1", kafka.proxied_port, at=kafka.proxy_port) as proxy,
     ):
         options = "?lease=2.0"

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.arena import Arena, kafka_arena, rabbitmq_arena, redis_arena, sqlite_arena, sqs_arena
+from tests.torture.arena import (
+    Arena,
+    kafka_3_arena,
+    kafka_4_arena,
+    rabbitmq_arena,
+    redis_arena,
+    sqlite_arena,
+    sqs_arena,
+)
 from tests.torture.mutants import MUTANTS
 from tests.torture.run import BACKLOG, torture
 
@@ -25,15 +33,16 @@ EVERYTHING = "MQKIT_TORTURE_SECONDS" in os.environ
 ROUNDS = 2 if EVERYTHING else 1  # of each fault, at least
 SEED = int(os.environ.get("MQKIT_TORTURE_SEED", str(random.randrange(10_000))))
 SLOW = {"kafka", "sqs"}
-SERVERS = {"redis": redis_arena, "rabbitmq": rabbitmq_arena, "kafka": kafka_arena, "sqs": sqs_arena}
+SERVERS = {"redis": redis_arena, "rabbitmq": rabbitmq_arena, "kafka": kafka_3_arena, "sqs": sqs_arena}
+MORE = {"kafka_4": kafka_4_arena}  # what is tortured with our own code only
 
 
-@pytest.fixture(params=["sqlite", *SERVERS])
+@pytest.fixture(params=["sqlite", *SERVERS, *MORE])
 def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
     if request.param == "sqlite":
         yield sqlite_arena(tmp_path)
     else:
-        with SERVERS[request.param]() as arena:
+        with (SERVERS | MORE)[request.param]() as arena:
             yield arena
 
 
