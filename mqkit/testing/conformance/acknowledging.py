@@ -16,7 +16,7 @@ from mqkit.errors import LeaseLost
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import drain
 from mqkit.testing.conformance.harness import Harness
-from mqkit.testing.conformance.ordering import short_lease
+from mqkit.testing.conformance.ordering import lease_to_keep, short_lease
 
 
 class TestAcknowledging:
@@ -190,13 +190,13 @@ class TestAcknowledging:
 
     @case("C.10", needs=("lease",))
     def test_a_delivery_held_longer_than_its_lease_stays_where_it_is(self, harness: Harness) -> None:
-        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=2.0)
+        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=lease_to_keep(harness))
         first, second = harness.bus(url), harness.bus(url)
         first.publish(words, "held")
 
         with first.subscription(words) as holder, second.subscription(words) as other:
             [delivery] = harness.take(holder, 1)
-            taken = other.receive(timeout=5.0)
+            taken = other.receive(timeout=2.5 * lease_to_keep(harness))
             delivery.ack()
             harness.wait_empty(words)
 

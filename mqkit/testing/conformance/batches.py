@@ -197,7 +197,7 @@ class TestBatches:
         queue, bus = steps(harness.unique("steps")), harness.bus()
         batches: list[list[int]] = []
 
-        @bus.on(queue, batch=Batch(size=3, age=1.0), retry=Retry(attempts=2, backoff=fixed(0.3)))
+        @bus.on(queue, batch=Batch(size=3, age=3.0), retry=Retry(attempts=2, backoff=fixed(0.3)))
         def handle(batch: list[Delivery[Step]]) -> None:
             batches.append([delivery.payload.number for delivery in batch])
             for delivery in batch:

@@ -19,7 +19,7 @@ from mqkit.errors import MqkitError
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.failures import GOLDEN, act, drain, take_all
 from mqkit.testing.conformance.harness import Harness
-from mqkit.testing.conformance.ordering import lease_of, short_lease
+from mqkit.testing.conformance.ordering import lease_of, lease_to_keep, short_lease
 from mqkit.testing.conformance.programs_ef import sums_in
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
@@ -118,17 +118,17 @@ class TestConcurrency:
 
     @case("L.04", needs=("lease",))
     def test_a_handler_slower_than_the_lease_keeps_its_message(self, harness: Harness) -> None:
-        words, url = Queue(harness.unique("words"), str), harness.url_with(lease=2.0)
+        words, lease = Queue(harness.unique("words"), str), lease_to_keep(harness)
         begun: list[int | None] = []
         ended: list[str] = []
 
         def consumer() -> Bus:
-            bus = harness.bus(url)
+            bus = harness.bus(harness.url_with(lease=lease))
 
             @bus.on(words, concurrency=1)
             def handle(word: str, delivery: Delivery[str]) -> None:
                 begun.append(delivery.deliveries)
-                threading.Event().wait(5.0)  # the work itself, longer than two leases
+                threading.Event().wait(2.5 * lease)  # the work itself
                 ended.append(word)
 
             return bus
@@ -198,7 +198,7 @@ class TestConcurrency:
         numbers, bus = Queue(harness.unique("numbers"), int), harness.bus()
         bus.publish_many(numbers, range(5))
 
-        process = harness.consumer("run_until_signal", numbers.name, "1.0")
+        process = harness.consumer("run_until_signal", numbers.name, "3.0")
         process.wait_line("begin")
         process.terminate()
         code = process.wait()

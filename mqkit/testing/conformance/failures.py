@@ -598,10 +598,10 @@ class TestFailures:
         words, bus = Queue(harness.unique("words"), str), harness.bus()
         bus.publish(words, "flaky")
         letters = bus.dead_letters(words)
-        processes = []
+        processes, backoff = [], f"{1.0 + 2.0 * harness.scale}"  # longer than it takes to see the failure and to kill
 
         for attempt in (1, 2, 3):
-            processes.append(harness.consumer("fail_and_wait", words.name, url=short_lease(harness)))
+            processes.append(harness.consumer("fail_and_wait", words.name, backoff, url=short_lease(harness)))
             processes[-1].wait_line("attempt")
             if attempt < 3:  # the failure is noted when the message waits for its retry
                 harness.wait(lambda: (depth := harness.depth(words)).delayed and not depth.inflight)

@@ -18,7 +18,7 @@ from mqkit.errors import Closed, MqkitError, Unavailable
 from mqkit.testing.conformance.cases import case
 from mqkit.testing.conformance.groups import start
 from mqkit.testing.conformance.harness import Harness
-from mqkit.testing.conformance.ordering import lease_of
+from mqkit.testing.conformance.ordering import lease_of, lease_to_keep
 
 
 class TestLifecycle:
@@ -238,7 +238,8 @@ class TestLifecycle:
     def test_a_full_consumer_pauses_without_losing_what_it_holds_and_goes_on_when_it_has_room(
         self, harness: Harness
     ) -> None:
-        numbers, url = Queue(harness.unique("numbers"), int), lease_of(harness, 2.0)
+        numbers, lease = Queue(harness.unique("numbers"), int), lease_to_keep(harness)
+        url = lease_of(harness, lease)
         paused, other = harness.bus(url), harness.bus(url)
         paused.publish_many(numbers, range(6))
 
@@ -251,7 +252,7 @@ class TestLifecycle:
                 # For longer than two leases nobody gets what the paused one holds, and it gets nothing itself.
                 other.publish(numbers, 6)
                 [late] = harness.take(others, 1)
-                stolen = others.receive(max=6, timeout=5.0)
+                stolen = others.receive(max=6, timeout=2.5 * lease)
                 late.retry(after=0.0)
                 again = harness.take(others, 1)
                 while_paused = messages.receive(max=6, timeout=0.0)

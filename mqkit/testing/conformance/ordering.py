@@ -292,6 +292,11 @@ def lease_of(harness: Harness, seconds: float) -> str:
     return harness.url if harness.capabilities.lease is None else harness.url_with(lease=seconds)
 
 
+def lease_to_keep(harness: Harness) -> float:
+    """Seconds of a lease that nobody may lose: on a slow system there is more time for keeping it."""
+    return 1.0 + harness.scale
+
+
 def take_in_turn(harness: Harness, messages: Subscription[Step], count: int) -> list[Delivery[Step]]:
     """So many deliveries, each acknowledged before the next of its key can come."""
     taken: list[Delivery[Step]] = []

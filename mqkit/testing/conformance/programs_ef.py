@@ -72,11 +72,11 @@ def publish_partitioned(url: str, name: str, partitions: str, keys: str) -> None
     _say("published")
 
 
-def fail_and_wait(url: str, name: str) -> None:
+def fail_and_wait(url: str, name: str, backoff: str) -> None:
     """Fail every attempt of three; lines are its number."""
     bus = Bus(url)
 
-    @bus.on(Queue(name, str), retry=Retry(attempts=3, backoff=fixed(3.0)))
+    @bus.on(Queue(name, str), retry=Retry(attempts=3, backoff=fixed(float(backoff))))
     def handle(word: str, delivery: Delivery[str]) -> None:
         _say("attempt", delivery.attempt)
         raise ConnectionError(word)

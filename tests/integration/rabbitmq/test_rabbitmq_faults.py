@@ -322,6 +322,8 @@ class TestLosingTheServer:
         with consuming.worker():
             harness.server.process.ctl("set_vm_memory_high_watermark", "absolute", "1")
             try:
+                publishing.publish_soon(numbers, 7)  # the server tells those of an alarm who publish
+                harness.wait(lambda: not publishing.health().ready)
                 began = time.monotonic()
                 with pytest.raises((PublishUnknown, TimedOut)) as caught:
                     publishing.publish(numbers, 5, timeout=2.0)
@@ -386,6 +388,7 @@ class TestLosingTheServer:
         harness.server.process.ctl("set_vm_memory_high_watermark", "absolute", "1")
         try:
             future = bus.publish_soon(numbers, 2)
+            harness.wait(lambda: not bus.health().ready)  # the server tells those of it who publish
             began = time.monotonic()
             with pytest.raises(MqkitError):
                 bus.close(timeout=1.0)
@@ -424,10 +427,10 @@ class TestTakingTime:
     def test_ordered_retries_go_on_when_the_server_finds_that_they_take_too_long(self) -> None:
         steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
         # A channel ends between two tries: one whose verdict meets that end is made again.
-        with RabbitProcess(config={"consumer_timeout": "2500"}) as server, Bus(server.url) as bus:
+        with RabbitProcess(config={"consumer_timeout": "5000"}) as server, Bus(server.url) as bus:
             server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
 
-            @bus.on(steps, retry=Retry(attempts=5, backoff=fixed(1.0)))
+            @bus.on(steps, retry=Retry(attempts=5, backoff=fixed(2.0)))
             def handle(number: int, delivery: Delivery[int]) -> None:
                 seen.append((number, delivery.attempt))
                 if number == 1:
@@ -445,10 +448,11 @@ class TestTakingTime:
 
     def test_they_keep_their_place_when_that_makes_suspects_of_those_behind_them(self) -> None:
         steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
-        with RabbitProcess(config={"consumer_timeout": "3500"}) as server, Bus(server.url) as bus:  # between two tries
+        # Between the fourth try and the fifth, and between the seventh and the eighth.
+        with RabbitProcess(config={"consumer_timeout": "6700"}) as server, Bus(server.url) as bus:
             server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
 
-            @bus.on(steps, retry=Retry(attempts=9, backoff=fixed(1.0), crashes=2))
+            @bus.on(steps, retry=Retry(attempts=9, backoff=fixed(2.0), crashes=2))
             def handle(number: int, delivery: Delivery[int]) -> None:
                 seen.append((number, delivery.attempt))
                 if number == 1:
@@ -458,7 +462,9 @@ class TestTakingTime:
             with bus.worker():
                 until(lambda: (3, 1) in seen, within=60.0)
             dead = [(letter.message.body, letter.attempts) for letter in bus.dead_letters(steps).list()]
+            log = server.log_tail(400)
 
+        assert log.count("timed out waiting for delivery acknowledgement") == 2, log
         assert seen == [*((1, attempt) for attempt in range(1, 10)), (2, 1), (3, 1)]
         assert dead == [(b"1", 9)]
 

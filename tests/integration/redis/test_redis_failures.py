@@ -297,7 +297,7 @@ def kill_readers(native: redis.Redis) -> None:
 
 
 def test_a_hung_server_is_noticed_and_afterwards_everything_goes_on(server: RedisProcess) -> None:
-    consumer = Consumer(f"{server.url}?timeout=1.0&lease=60")
+    consumer = Consumer(f"{server.url}?timeout=3.0&lease=60")
     with consumer.working():
         consumer.bus.publish(words, "before")
         until(lambda: consumer.seen == ["before"])
