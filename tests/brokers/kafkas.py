@@ -47,8 +47,8 @@ def topics(url: str, **options: Any) -> set[str]:
         admin.close()
 
 
-def refuses(url: str, **options: Any) -> bool:
-    """Whether a client that tries for a second is not let in; the driver does not tell it why."""
+def refuses(url: str, within: float = 1.0, **options: Any) -> bool:
+    """Whether a client that tries for so many seconds is not let in; the driver does not tell it why."""
     made: list[KafkaNetClient] = []
 
     def make(**settings: Any) -> KafkaNetClient:
@@ -56,7 +56,7 @@ def refuses(url: str, **options: Any) -> bool:
         return made[-1]
 
     try:
-        topics(url, kafka_client=make, bootstrap_timeout_ms=1000, **options)
+        topics(url, kafka_client=make, bootstrap_timeout_ms=round(within * 1000), **options)
     except KafkaError:
         refused = True
     else:

@@ -123,7 +123,7 @@ def test_a_login_needs_the_right_password(broker: KafkaProcess, mechanism: Kafka
     make_topic(broker.url, f"seen-by-{mechanism}")
 
     assert f"seen-by-{mechanism}" in topics(url)
-    assert refuses(url, sasl_plain_password="guess")
+    assert refuses(url, within=5.0, sasl_plain_password="guess")
     assert "Failed authentication" in broker.log_tail(200)
 
 

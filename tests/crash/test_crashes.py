@@ -137,7 +137,8 @@ def test_exactly_once_into_a_second_queue_under_twenty_kills(url: str, tmp_path:
 
     arrived: Counter[int] = Counter()
     with bus.subscription(programs.copies, prefetch=1000) as messages:
-        while taken := messages.receive(max=1000, timeout=2.0):
+        # Until all are there, and then for as long as one too many may take.
+        while taken := messages.receive(max=1000, timeout=60.0 if arrived.total() < TOTAL else 2.0):
             for delivery in taken:
                 arrived[delivery.payload] += 1
                 delivery.ack()

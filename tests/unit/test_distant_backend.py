@@ -152,8 +152,11 @@ def test_copies_that_are_refused_are_tried_again_without_running_the_handler_aga
 
     assert handled == ["x"]
     with bus.subscription(receipts) as messages:
-        found = messages.receive(max=5, timeout=1.0)
-        assert {delivery.payload for delivery in found} == {"one", "two"}
+        found = set[str]()  # what was not refused at first may be there twice
+        while len(found) < 2:
+            [copy] = messages.receive(max=1, timeout=20.0)
+            found.add(copy.payload)
+        assert found == {"one", "two"}
 
 
 def test_what_waits_for_its_copies_is_given_back_by_a_stop(bus: Bus):

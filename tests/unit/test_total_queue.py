@@ -68,7 +68,7 @@ def test_nothing_is_lost_doubled_or_overtaken_while_workers_come_and_go(url: str
     bus.flush()
 
     for _ in range(200):
-        with bus.worker(grace=1.0) as worker:
+        with bus.worker(grace=30.0) as worker:
             # It is stopped in the middle of its work.
             goal = ledger.worked + COUNT // 10
             until(lambda goal=goal: ledger.worked >= goal or waiting(bus) == 0)

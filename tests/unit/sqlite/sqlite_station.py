@@ -68,6 +68,10 @@ class Station:
         """How many receives of this process wait for a message."""
         return len(self.admin._committer._standing)  # type: ignore[attr-defined]
 
+    def next_look(self) -> float:
+        """When those receives look again if nothing happens before, by the clock of `pass_time`."""
+        return min(ticket.again_at for ticket in self.admin._committer._standing)  # type: ignore[attr-defined]
+
     def close(self) -> None:
         for receiver in self._receivers:
             receiver.close()

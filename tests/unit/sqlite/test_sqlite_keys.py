@@ -43,10 +43,11 @@ def test_nobody_passes_a_failed_message_of_its_key(station: Station) -> None:
     publish(station, "a1", "a2", "b1", "a3")
     a1, a2 = take(first, 2)
 
-    first.settle([Release(a1, after=0.2, attempt=2, since=1.0), Release(a2)])
+    first.settle([Release(a1, after=60.0, attempt=2, since=1.0), Release(a2)])
     first.flush(5.0)
 
     assert ids(take(second, 1)) == ["b1"]
+    station.pass_time(60.0)
     again = take(second, 3)
     assert [(each.id, each.attempt) for each in again] == [("a1", 2), ("a2", 1), ("a3", 1)]
 
@@ -117,8 +118,9 @@ def test_a_key_is_found_behind_thousands_of_a_locked_one(station: Station) -> No
 
 def test_a_delayed_message_takes_its_place_when_it_is_due(station: Station) -> None:
     receiver = station.receiver(KEYED, **ORDERED)
-    station.publish(KEYED, "late", key="a", delay=0.1)
+    station.publish(KEYED, "late", key="a", delay=60.0)
     publish(station, "a1")
+    station.pass_time(60.0)
 
     assert ids(take(receiver, 2)) == ["a1", "late"]
 

@@ -107,7 +107,7 @@ def test_a_bus_that_is_not_open_publishes_within_a_transaction_that_holds_the_fi
     db.close()
 
     with bus.subscription(emails) as messages:
-        assert messages.receive(max=2, timeout=2.0)[0].payload == "Hello"
+        assert messages.receive(max=2, timeout=20.0)[0].payload == "Hello"
     bus.close()
 
 
