@@ -100,8 +100,7 @@ def kafka_4_arena() -> Iterator[Arena]:
     A transaction that ends while 4.3.0 has none ends without its marks, and what lies behind it is hidden for ever.
     """
     with kafka_arena("4.3.0", {"broker.session.timeout.ms": "30000"}) as arena:
-        faults = {name: fault for name, fault in arena.faults.items() if name != "kill the server"}
-        yield replace(arena, faults=faults)
+        yield replace(arena, faults=without_kills(arena.faults))
 
 
 @contextmanager
@@ -136,9 +135,13 @@ def sqs_arena() -> Iterator[Arena]:
     """The server is frozen and never killed: an emulator forgets what it has."""
     with AwsProcess(program=program_of("ministack")) as aws, FaultProxy("127.0.0.1", aws.port) as proxy:
         options = "&lease=5&wait=1"
-        faults = of_server(aws, proxy)
-        del faults["kill the server"]
+        faults = without_kills(of_server(aws, proxy))
         yield Arena("sqs", proxy.through(aws.url) + options, aws.url + options, 8.0, faults, pace=0.02, slowness=4.0)
+
+
+def without_kills(faults: Mapping[str, Fault]) -> dict[str, Fault]:
+    """Of a server that must not be killed."""
+    return {name: fault for name, fault in faults.items() if name != "kill the server"}
 
 
 def of_server(server: BrokerProcess, proxy: FaultProxy) -> dict[str, Fault]:

@@ -34,15 +34,15 @@ ROUNDS = 2 if EVERYTHING else 1  # of each fault, at least
 SEED = int(os.environ.get("MQKIT_TORTURE_SEED", str(random.randrange(10_000))))
 SLOW = {"kafka", "sqs"}
 SERVERS = {"redis": redis_arena, "rabbitmq": rabbitmq_arena, "kafka": kafka_3_arena, "sqs": sqs_arena}
-MORE = {"kafka_4": kafka_4_arena}  # what is tortured with our own code only
+WITHOUT_MUTANTS = {"kafka_4": kafka_4_arena}
 
 
-@pytest.fixture(params=["sqlite", *SERVERS, *MORE])
+@pytest.fixture(params=["sqlite", *SERVERS, *WITHOUT_MUTANTS])
 def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
     if request.param == "sqlite":
         yield sqlite_arena(tmp_path)
     else:
-        with (SERVERS | MORE)[request.param]() as arena:
+        with (SERVERS | WITHOUT_MUTANTS)[request.param]() as arena:
             yield arena
 
 

@@ -8,13 +8,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from waiting import until
 
 from mqkit import Bus, Delivery, Queue, _consume, _gate
 from mqkit._call import Interrupted
 from mqkit.backends.base import Turn
 from mqkit.backends.memory import MemoryReceiver
 from mqkit.errors import Lost, Unavailable
-from tests.unit.waiting import until
 
 numbers = Queue("numbers-of-silent-ones", int)
 LEASE = 0.2

@@ -132,9 +132,10 @@ def transaction_error(failures: Sequence[BaseException], cluster: object) -> Mqk
 
 def reason_of(exc: BaseException, noted: Sequence[BaseException], cluster: object) -> BaseException:
     """
-    What to say of a transaction that was given up with this, in which nothing happened.
+    What to say of a transaction that was given up, in which nothing happened.
 
     Args:
+        exc: What ended it.
         noted: What the driver knows of it besides. That our own time was up says less than that.
     """
     if isinstance(exc, MqkitError):

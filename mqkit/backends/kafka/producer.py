@@ -214,15 +214,15 @@ class Transactions:
                 self._bounded(driver, lambda: manager.send_offsets_to_transaction(dict(offsets), group))
             self._await(producer, futures, {record.topic for record in records})
         except BaseException as exc:
-            noted = (
+            failures = (
                 driver._transaction_manager.last_error,
                 *(future.exception for future in futures if future.is_done),
             )
+            noted = [failure for failure in failures if failure is not None]
             if not isinstance(exc, (NotFound, Unavailable)):  # what these are about would be waited for before an end
                 self._abort(driver)
             self._discard()
-            failures = [failure for failure in noted if failure is not None]
-            if (error := reason_of(exc, failures, self._cluster)) is exc:
+            if (error := reason_of(exc, noted, self._cluster)) is exc:
                 raise
             raise error from exc
         self._commit(driver)

@@ -196,7 +196,7 @@ class TestAcknowledging:
 
         with first.subscription(words) as holder, second.subscription(words) as other:
             [delivery] = harness.take(holder, 1)
-            taken = other.receive(timeout=2.5 * lease_to_keep(harness))
+            taken = other.receive(timeout=2.2 * lease_to_keep(harness))
             delivery.ack()
             harness.wait_empty(words)
 

@@ -128,7 +128,7 @@ class TestConcurrency:
             @bus.on(words, concurrency=1)
             def handle(word: str, delivery: Delivery[str]) -> None:
                 begun.append(delivery.deliveries)
-                threading.Event().wait(2.5 * lease)  # the work itself
+                threading.Event().wait(2.2 * lease)  # the work itself
                 ended.append(word)
 
             return bus

@@ -598,7 +598,8 @@ class TestFailures:
         words, bus = Queue(harness.unique("words"), str), harness.bus()
         bus.publish(words, "flaky")
         letters = bus.dead_letters(words)
-        processes, backoff = [], f"{1.0 + 2.0 * harness.scale}"  # longer than it takes to see the failure and to kill
+        backoff = str(1.0 + 2.0 * harness.scale)  # longer than it takes to see the failure and to kill
+        processes = []
 
         for attempt in (1, 2, 3):
             processes.append(harness.consumer("fail_and_wait", words.name, backoff, url=short_lease(harness)))

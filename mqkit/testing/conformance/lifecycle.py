@@ -252,7 +252,7 @@ class TestLifecycle:
                 # For longer than two leases nobody gets what the paused one holds, and it gets nothing itself.
                 other.publish(numbers, 6)
                 [late] = harness.take(others, 1)
-                stolen = others.receive(max=6, timeout=2.5 * lease)
+                stolen = others.receive(max=6, timeout=2.2 * lease)
                 late.retry(after=0.0)
                 again = harness.take(others, 1)
                 while_paused = messages.receive(max=6, timeout=0.0)

@@ -294,7 +294,7 @@ def lease_of(harness: Harness, seconds: float) -> str:
 
 def lease_to_keep(harness: Harness) -> float:
     """Seconds of a lease that nobody may lose: on a slow system there is more time for keeping it."""
-    return 1.0 + harness.scale
+    return 2.0 * harness.scale
 
 
 def take_in_turn(harness: Harness, messages: Subscription[Step], count: int) -> list[Delivery[Step]]:

@@ -449,7 +449,7 @@ class TestTakingTime:
     def test_they_keep_their_place_when_that_makes_suspects_of_those_behind_them(self) -> None:
         steps, seen = Queue("steps", int, key=lambda number: "the only one"), list[tuple[int, int]]()
         # Between the fourth try and the fifth, and between the seventh and the eighth.
-        with RabbitProcess(config={"consumer_timeout": "6700"}) as server, Bus(server.url) as bus:
+        with RabbitProcess(config={"consumer_timeout": "6500"}) as server, Bus(server.url) as bus:
             server.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 200).")  # it looks once a minute
 
             @bus.on(steps, retry=Retry(attempts=9, backoff=fixed(2.0), crashes=2))

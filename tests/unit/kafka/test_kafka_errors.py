@@ -42,5 +42,12 @@ def test_that_time_was_up_is_said_only_where_the_driver_knows_of_nothing_else() 
 
 
 @pytest.mark.parametrize("ours", [NotFound("no such topic"), Lost("others have it"), KeyboardInterrupt()])
-def test_what_was_found_by_us_stays_as_it_is(ours: BaseException) -> None:
+def test_what_is_none_of_the_drivers_stays_as_it_is(ours: BaseException) -> None:
     assert reason_of(ours, [native.MessageSizeTooLargeError()], "Kafka") is ours
+
+
+def test_what_the_driver_raised_is_looked_at_with_what_it_noted_before() -> None:
+    raised = native.KafkaError("something has failed before")
+
+    assert type(reason_of(raised, [], "Kafka")) is Unavailable
+    assert type(reason_of(raised, [native.InvalidRecordError()], "Kafka")) is PublishFailed
