@@ -82,7 +82,7 @@ def queue_policy(aws: Aws) -> bool:
     topic, queue = aws.topic(), aws.queue()
     aws.subscribe(topic, queue)
     aws.sns.publish(TopicArn=topic, Message="x")
-    return not aws.receive(queue, wait=1)
+    return not aws.receive(queue, wait=20)
 
 
 def attribute_count(aws: Aws) -> bool:
@@ -197,7 +197,7 @@ def subscription_dead_letters(aws: Aws) -> bool:
     aws.subscribe(topic, queue, RedrivePolicy=json.dumps({"deadLetterTargetArn": aws.arn(dead)}))
     aws.sqs.delete_queue(QueueUrl=queue)
     aws.sns.publish(TopicArn=topic, Message="x")
-    return bool(aws.receive(dead, wait=2))
+    return bool(aws.receive(dead, wait=10))
 
 
 def topic_characters(aws: Aws) -> bool:
@@ -222,8 +222,8 @@ def fifo_topic_deduplication(aws: Aws) -> bool:
         aws.sns.publish(TopicArn=topic, Message=body, MessageGroupId="g", MessageDeduplicationId=number)
     seen: list[str] = []
     while "b" not in seen:
-        arrived = aws.bodies(queue, wait=5)
-        assert arrived, f"nothing more within 5 s after {seen}"
+        arrived = aws.bodies(queue, wait=20)
+        assert arrived, f"nothing more within 20 s after {seen}"
         seen += arrived
     return sorted(seen) == ["a", "b"]
 
