@@ -6,14 +6,18 @@ import itertools
 import json
 import ssl
 import threading
+import time
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import urlencode
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlencode
 
 from mqkit.backends.base import Address
+from mqkit.backends.sqs.direct import REQUEST_ID
 from mqkit.backends.sqs.names import Names
 from mqkit.backends.sqs.wire import Native
 from mqkit.destinations import Destination
@@ -167,10 +171,50 @@ class SqsHarness(Harness):
         return str(self._sns.create_topic(Name=native)["TopicArn"])
 
 
-class Refusing:
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class HttpServer:
+    """Answers each call by a function of its headers and its body."""
+
+    def __init__(self, answer: Callable[[HTTPMessage, bytes], Answer], tls: ssl.SSLContext | None = None) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                status, body, headers = answer(
+                    self.headers, self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                )
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Refusing(HttpServer):
     """
-    A server of HTTP that answers every call as AWS answers a key it does not know, or with something else, and remembers
-    what it was asked: the headers and the body.
+    Answers every call as AWS answers a key it does not know, or with something else, and remembers what it was asked: the
+    headers and the body.
     """
 
     def __init__(
@@ -182,35 +226,81 @@ class Refusing:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.asked: list[tuple[dict[str, str], bytes]] = []
-        asked = self.asked
+        always = Answer(status, body, {"Content-Type": kind, **(headers or {})})
 
-        class Answer(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        def answer(headers: HTTPMessage, body: bytes) -> Answer:
+            self.asked.append((dict(headers), body))
+            return always
 
-            def do_POST(self) -> None:
-                asked.append((dict(self.headers), self.rfile.read(int(self.headers.get("Content-Length", 0)))))
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
+        super().__init__(answer, tls)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                """Nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self._server.daemon_threads = True
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+class Faltering(HttpServer):
+    """
+    Stands before an emulator and gives the first answers to each operation itself, as AWS does when it cannot just now.
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    Args:
+        times: So often for each operation.
+        code: Of the error.
+        operations: At which it falters; at all that are not `spared` if there are none.
+        after: Whether the emulator has done then what it was asked for.
+        delay: Seconds each of these answers takes.
+    """
+
+    def __init__(
+        self,
+        server: tuple[str, int],
+        times: int,
+        status: int,
+        code: str,
+        *,
+        operations: Collection[str] = (),
+        spared: Collection[str] = (),
+        after: bool = False,
+        delay: float = 0.0,
+    ) -> None:
+        self.asked: Counter[str] = Counter()  # by operation, as AWS names it
+        lock = threading.Lock()
+
+        def answer(headers: HTTPMessage, body: bytes) -> Answer:
+            operation = _operation(headers, body)
+            with lock:
+                self.asked[operation] += 1
+                falters = self.asked[operation] <= times and (
+                    operation in operations if operations else operation not in spared
+                )
+            if not falters:
+                return _forward(server, headers, body)
+            if after:
+                _forward(server, headers, body)
+            time.sleep(delay)
+            return _error(headers, status, code)
+
+        super().__init__(answer)
+
+
+def _operation(headers: HTTPMessage, body: bytes) -> str:
+    """SQS names it in a header, SNS in a form."""
+    target = headers.get("X-Amz-Target")
+    return target.rpartition(".")[2] if target else parse_qs(body.decode())["Action"][0]
+
+
+def _forward(server: tuple[str, int], headers: HTTPMessage, body: bytes) -> Answer:
+    connection = HTTPConnection(*server, timeout=30.0)
+    try:
+        connection.request("POST", "/", body, dict(headers))
+        answer = connection.getresponse()
+        kept = {name: value for name, value in answer.headers.items() if name.lower() in ("content-type", REQUEST_ID)}
+        return Answer(answer.status, answer.read(), kept)
+    finally:
+        connection.close()
+
+
+def _error(headers: HTTPMessage, status: int, code: str) -> Answer:
+    if "X-Amz-Target" in headers:
+        return Answer(status, json.dumps({"__type": code, "message": "soon"}).encode(), {REQUEST_ID: "1"})
+    body = f"<ErrorResponse><Error><Code>{code}</Code><Message>soon</Message></Error></ErrorResponse>"
+    return Answer(status, body.encode(), {"Content-Type": "text/xml", REQUEST_ID: "1"})
 
 
 def _octets(message: dict[str, Any]) -> bytes:

@@ -68,13 +68,32 @@ _CREDENTIALS = (
     native.ProfileNotFound,
     native.TokenRetrievalError,
 )
-# Of services that give credentials, beside answers of 500 and more. Source: AWS STS API, AssumeRoleWithWebIdentity
-_PASSING = {
-    "IDPCommunicationError",
+# Such a call had no effect.
+_THROTTLED = {
+    "KmsThrottled",
+    "RequestThrottled",
+    "Throttled",
+    "ThrottledException",
     "Throttling",
     "ThrottlingException",
     "TooManyRequestsException",
-    "RequestThrottled",
+}
+# Of services that give credentials, beside answers of 500 and more. Source: AWS STS API, AssumeRoleWithWebIdentity
+_PASSING = {*_THROTTLED, "IDPCommunicationError"}
+# Calls that only look, or make what may be there already. Those that overwrite are not among them: another may have written
+# meanwhile, looked, and seen that all was well. Source: AWS SQS API, CreateQueue; AWS SNS API, CreateTopic, Subscribe
+_REPEATABLE = {
+    "create_queue",
+    "create_topic",
+    "get_queue_attributes",
+    "get_queue_url",
+    "get_subscription_attributes",
+    "get_topic_attributes",
+    "list_queue_tags",
+    "list_queues",
+    "list_subscriptions_by_topic",
+    "list_topics",
+    "subscribe",
 }
 
 # Error codes, as they are or behind a prefix with dots.
@@ -105,12 +124,8 @@ CODES: dict[str, tuple[type[MqkitError], str]] = {
     "KmsDisabled": (Denied, "has this queue encrypted with a key that is disabled"),
     "KmsNotFound": (Denied, "has this queue encrypted with a key that is gone"),
     "KmsInvalidState": (Denied, "has this queue encrypted with a key that cannot be used"),
+    **dict.fromkeys(_THROTTLED, (Unavailable, "is asked too often")),
     "KmsThrottled": (Unavailable, "is asked for the key of this queue too often"),
-    "RequestThrottled": (Unavailable, "is asked too often"),
-    "Throttling": (Unavailable, "is asked too often"),
-    "ThrottlingException": (Unavailable, "is asked too often"),
-    "ThrottledException": (Unavailable, "is asked too often"),
-    "Throttled": (Unavailable, "is asked too often"),
     "OverLimit": (Unavailable, "has as many messages in hand as it allows; settle some"),
     "ServiceUnavailable": (Lost, "is not available"),
     "InternalError": (Lost, "has a problem"),
@@ -142,10 +157,8 @@ STALE = (
 def translate(exc: BaseException, endpoint: object, what: str) -> MqkitError:
     """The typed error for what a call of the driver raised. `what`: was tried, and on what."""
     if isinstance(exc, native.ClientError):
-        answer = exc.response
-        error = answer.get("Error", {})
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return of_code(str(error.get("Code", "")), str(error.get("Message", "")), endpoint, what, status=status)
+        error = exc.response.get("Error", {})
+        return of_code(str(error.get("Code", "")), str(error.get("Message", "")), endpoint, what, status=_status(exc))
     for kind, ours, words in ERRORS:
         if isinstance(exc, kind):
             return ours(f"{endpoint} {words} ({what}: {_text(exc)})")
@@ -158,9 +171,7 @@ def without_credentials(exc: BaseException, endpoint: object, what: str) -> Mqki
     them, and its answer is none of SQS: there `NotFound` or `Lost` would say something about a queue.
     """
     if isinstance(exc, native.ClientError):
-        code = str(exc.response.get("Error", {}).get("Code", ""))
-        passing = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or code in _PASSING
-        if not passing:
+        if _status(exc) < 500 and _code(exc) not in _PASSING:
             return Denied(
                 f"{endpoint} cannot be asked: {exc.operation_name} refuses credentials ({what}: {_text(exc)})"
             )
@@ -192,6 +203,16 @@ def of_code(code: str, text: str, endpoint: object, what: str, *, status: int = 
     return ConfigError(f"{endpoint} refuses a call ({shown})")
 
 
+def may_be_repeated(operation: str, exc: BaseException | None) -> bool:
+    """
+    After what a call raised in the driver: has the server answered that it cannot just now, and does the same call once more
+    no harm? One that does not answer has taken its time already.
+    """
+    if not isinstance(exc, native.ClientError):
+        return False
+    return _code(exc) in _THROTTLED or (_status(exc) >= 500 and operation in _REPEATABLE)
+
+
 def publish_error(error: MqkitError) -> MqkitError:
     """What an error means to the publish it answers."""
     if isinstance(error, Lost):
@@ -199,6 +220,17 @@ def publish_error(error: MqkitError) -> MqkitError:
     if isinstance(error, Unavailable):
         return PublishFailed(str(error))
     return error
+
+
+def _status(exc: native.ClientError) -> int:
+    """Of the HTTP answer; 0 where none is known."""
+    status: int = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status
+
+
+def _code(exc: native.ClientError) -> str:
+    """Without what may stand before its last dot."""
+    return str(exc.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
 
 
 def _text(exc: BaseException) -> str:

@@ -11,7 +11,14 @@ from botocore import exceptions as native
 from mqkit._url import Url, parse_options
 from mqkit.backends.base import Address, Received
 from mqkit.backends.sqs import policy
-from mqkit.backends.sqs.errors import ERRORS, of_code, publish_error, translate, without_credentials
+from mqkit.backends.sqs.errors import (
+    ERRORS,
+    may_be_repeated,
+    of_code,
+    publish_error,
+    translate,
+    without_credentials,
+)
 from mqkit.backends.sqs.holdings import Held, Holdings, by_group
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
 from mqkit.backends.sqs.outbox import Outbox, Parcel
@@ -225,6 +232,42 @@ def test_what_had_no_effect_is_told_from_what_nobody_knows(error: BaseException,
 )
 def test_codes_have_a_meaning(code: str, status: int, kind: type[MqkitError]) -> None:
     assert type(of_code(code, "text", "SQS", "sending", status=status)) is kind
+
+
+@pytest.mark.parametrize(
+    ("operation", "code", "status", "again"),
+    [
+        ("subscribe", "InternalError", 500, True),
+        ("create_queue", "502", 502, True),
+        ("set_queue_attributes", "InternalError", 500, False),
+        ("delete_queue", "ServiceUnavailable", 503, False),
+        ("send_message_batch", "InternalError", 500, False),
+        ("set_queue_attributes", "Throttling", 400, True),
+        ("list_topics", "ThrottledException", 429, True),
+        ("get_queue_url", "AWS.SimpleQueueService.RequestThrottled", 403, True),
+        ("get_queue_url", "AWS.SimpleQueueService.NonExistentQueue", 400, False),
+        ("get_queue_url", "AccessDenied", 403, False),
+    ],
+)
+def test_only_what_does_no_harm_and_may_succeed_is_asked_again(
+    operation: str, code: str, status: int, again: bool
+) -> None:
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+    assert may_be_repeated(operation, native.ClientError(answer, operation)) is again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        native.ReadTimeoutError(endpoint_url="x"),
+        native.EndpointConnectionError(endpoint_url="x"),
+        native.NoCredentialsError(),
+        None,
+    ],
+)
+def test_a_server_that_does_not_answer_is_not_asked_again(error: BaseException | None) -> None:
+    assert not may_be_repeated("list_topics", error)
 
 
 @pytest.mark.parametrize(
