@@ -228,8 +228,8 @@ class Refusing(HttpServer):
         self.asked: list[tuple[dict[str, str], bytes]] = []
         always = Answer(status, body, {"Content-Type": kind, **(headers or {})})
 
-        def answer(headers: HTTPMessage, body: bytes) -> Answer:
-            self.asked.append((dict(headers), body))
+        def answer(given: HTTPMessage, asked: bytes) -> Answer:
+            self.asked.append((dict(given), asked))
             return always
 
         super().__init__(answer, tls)
@@ -242,9 +242,10 @@ class Faltering(HttpServer):
     Args:
         times: So often for each operation.
         code: Of the error.
-        operations: At which it falters; at all that are not `spared` if there are none.
+        operations: At which it falters; none for all.
         after: Whether the emulator has done then what it was asked for.
-        delay: Seconds each of these answers takes.
+        meanwhile: Happens before the first of these answers is given.
+        delay: Seconds each of them takes.
     """
 
     def __init__(
@@ -255,8 +256,8 @@ class Faltering(HttpServer):
         code: str,
         *,
         operations: Collection[str] = (),
-        spared: Collection[str] = (),
         after: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
         delay: float = 0.0,
     ) -> None:
         self.asked: Counter[str] = Counter()  # by operation, as AWS names it
@@ -266,13 +267,13 @@ class Faltering(HttpServer):
             operation = _operation(headers, body)
             with lock:
                 self.asked[operation] += 1
-                falters = self.asked[operation] <= times and (
-                    operation in operations if operations else operation not in spared
-                )
+                falters = self.asked[operation] <= times and (not operations or operation in operations)
             if not falters:
                 return _forward(server, headers, body)
             if after:
                 _forward(server, headers, body)
+            if self.asked[operation] == 1:
+                meanwhile()
             time.sleep(delay)
             return _error(headers, status, code)
 

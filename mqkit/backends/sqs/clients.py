@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,17 +14,14 @@ from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 
-from mqkit._chance import chance
 from mqkit.backends.sqs.direct import REQUEST_ID, Direct, Form, encode, forms, is_wrapped
-from mqkit.backends.sqs.errors import RAISED, may_be_repeated, translate, without_credentials
+from mqkit.backends.sqs.errors import RAISED, translate, without_credentials
 from mqkit.backends.sqs.options import Endpoint, SqsOptions
-from mqkit.errors import ConfigError, Lost, MqkitError
+from mqkit.errors import ConfigError, Lost
 
 Reply = Mapping[str, Any]
 
 CONNECT = 3.0  # seconds a connection may take to be made
-PAUSES = (0.1, 0.2, 0.4, 0.8)  # seconds at most, each before a declaring client asks again
-PATIENCE = 5.0  # seconds after which it does not
 _driver_logs = ("boto3", "botocore")
 
 
@@ -81,24 +77,6 @@ class Client:
         self._native.close()
 
 
-class DeclaringClient(Client):
-    """
-    For looking and declaring. A server that answers that it cannot just now is asked again a few times, as clients of AWS do:
-    it throttles a fleet that starts at once, because it allows few of these calls in a second.
-    """
-
-    def call(self, operation: str, what: str, **arguments: Any) -> Reply:
-        until = time.monotonic() + PATIENCE
-        for pause in PAUSES:
-            try:
-                return super().call(operation, what, **arguments)
-            except MqkitError as exc:
-                if not may_be_repeated(operation, exc.__cause__) or time.monotonic() > until:
-                    raise
-            time.sleep(pause * (1 + chance()) / 2)  # those that were throttled together come apart
-        return super().call(operation, what, **arguments)
-
-
 def _fetched(fetch: Callable[[], Any], endpoint: Endpoint, what: str) -> Any:
     """
     What programs, files and services of the user's give for credentials, which may fail in any way; nothing was sent then.
@@ -133,14 +111,13 @@ class Clients:
             if log.level == logging.NOTSET:
                 log.setLevel(logging.WARNING)
 
-    def make(self, service: str, *, connections: int, wait: float = 0.0, declares: bool = False) -> Client:
+    def make(self, service: str, *, connections: int, wait: float = 0.0, checked: bool = False) -> Client:
         """
         Args:
             connections: Calls at a time; a pool that is too small throws connections away.
             wait: Seconds the server may take on purpose, beyond its time-out.
-            declares: For looking and declaring. The driver looks at each argument of these, because some are what users
-                wrote as AWS names it; all others are made of what was checked here, and looking is a seventh of what
-                sending costs.
+            checked: Whether the driver looks at each argument, a seventh of what sending costs; for calls that carry what
+                users wrote as AWS names it. All others are made of what was checked here.
         """
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 1},
@@ -148,7 +125,7 @@ class Clients:
             read_timeout=self._options.timeout + wait,
             max_pool_connections=connections,
             tcp_keepalive=True,
-            parameter_validation=declares,
+            parameter_validation=checked,
             # Proxies of the environment lead to AWS, not to a server that is named.
             proxies={} if self.endpoint.url else None,
         )
@@ -159,12 +136,11 @@ class Clients:
             credentials = self._found_credentials(service)
             native = self._native(service, config)
             direct: dict[str, Direct] = {}
-            if service == "sqs" and not declares:
+            if service == "sqs" and not checked:
                 if self._forms is None:
                     self._forms = forms(native)
                 direct = {operation: Direct(native, operation, form) for operation, form in self._forms.items()}
-        kind = DeclaringClient if declares else Client
-        return kind(native, self.endpoint, direct, credentials)
+        return Client(native, self.endpoint, direct, credentials)
 
     def _native(self, service: str, config: Config) -> Any:
         try:

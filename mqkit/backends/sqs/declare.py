@@ -11,6 +11,7 @@ from mqkit._chance import chance
 from mqkit.backends.base import Address, Declaration
 from mqkit.backends.sqs import policy
 from mqkit.backends.sqs.names import tags_of
+from mqkit.backends.sqs.patience import patiently
 from mqkit.backends.sqs.places import Places, Route
 from mqkit.errors import ConfigError, NotFound, TopologyMismatch, Unavailable
 from mqkit.native import SnsTopic, SqsQueue
@@ -43,6 +44,9 @@ class Declarer:
     def __init__(self, places: Places, *, make: bool) -> None:
         self._places = places
         self._make = make
+        self._exists = patiently(places.exists)
+        self._arn = patiently(places.arn)
+        self._found = patiently(places.subscription)
 
     def declare(self, declaration: Declaration) -> None:
         address, fifo = declaration.address, declaration.keyed
@@ -73,9 +77,9 @@ class Declarer:
         address, places = declaration.address, self._places
         native = places.names.queue(address, fifo=fifo)
         wanted = {} if address.dead else queue_options(declaration).attributes
-        url = places.exists(native)
+        url = self._exists(native)
         if url is None:
-            if not address.dead and places.exists(places.names.queue(address, fifo=not fifo)) is not None:
+            if not address.dead and self._exists(places.names.queue(address, fifo=not fifo)) is not None:
                 raise _other_kind(address, fifo)
             url = self._create(address, native, wanted, fifo=fifo)
         elif wanted:
@@ -86,7 +90,7 @@ class Declarer:
 
     def _delay(self, address: Address) -> None:
         native = self._places.names.delay(address)
-        if self._places.exists(native) is None:
+        if self._exists(native) is None:
             self._create(address, native, {}, fifo=False)
 
     def _create(self, address: Address, native: str, wanted: Mapping[str, str], *, fifo: bool) -> str:
@@ -98,29 +102,30 @@ class Declarer:
         if tags := tags_of(address, native):
             arguments["tags"] = tags
         try:
-            self._places.sqs.call("create_queue", what, **arguments)
+            patiently(self._places.sqs.call)("create_queue", what, **arguments)
         except TopologyMismatch:  # made by somebody else at the same moment
-            url = self._places.url(native)
+            url = patiently(self._places.url)(native)
             self._compare(address, url, wanted)
             return url
         return self._usable(native)
 
     def _usable(self, native: str) -> str:
         until = time.monotonic() + USABLE
-        while (url := self._places.exists(native)) is None:
+        while (url := self._exists(native)) is None:
             if time.monotonic() > until:
                 raise Unavailable(f"queue {native!r} was made and is not there after {USABLE:g} s")
             time.sleep(0.2)
         return url
 
     def _compare(self, address: Address, url: str, wanted: Mapping[str, str]) -> None:
-        have = self._attributes(url, *wanted) if wanted else {}
+        have = patiently(self._attributes)(url, *wanted) if wanted else {}
         for name, value in wanted.items():
             if not _alike(have.get(name, ""), value):
                 raise TopologyMismatch(
                     f"{address} is declared with {name}={value!r} and exists with {name}={have.get(name)!r}; change one of them"
                 )
 
+    @patiently
     def _agree_on_order(self, declaration: Declaration, queue: Route) -> None:
         """The first consumer decides. Two that decide at the same moment both read what stayed."""
         wanted = declaration.order
@@ -156,17 +161,19 @@ class Declarer:
         places = self._places
         native = places.names.topic(address, fifo=fifo)
         wanted = topic_options(declaration).attributes
-        arn = places.arn(native)
+        arn = self._arn(native)
         if arn is None:
-            if address.kind == "topic" and places.arn(places.names.topic(address, fifo=not fifo)) is not None:
+            if address.kind == "topic" and self._arn(places.names.topic(address, fifo=not fifo)) is not None:
                 raise _other_kind(address, fifo)
             if not self._make:
                 raise NotFound(f"{address} does not exist: there is no topic {native!r} ({places.sns.endpoint})")
             attributes = {**(_FIFO_TOPIC if fifo else {}), **wanted}
-            reply = places.sns.call("create_topic", f"making topic {native!r}", Name=native, Attributes=attributes)
+            what = f"making topic {native!r}"
+            reply = patiently(places.sns.call)("create_topic", what, Name=native, Attributes=attributes)
             arn = str(reply["TopicArn"])
         elif wanted:
-            reply = places.sns.call("get_topic_attributes", f"looking at topic {native!r}", TopicArn=arn)
+            what = f"looking at topic {native!r}"
+            reply = patiently(places.sns.call)("get_topic_attributes", what, TopicArn=arn)
             have = reply.get("Attributes", {})
             for name, value in wanted.items():
                 if not _alike(have.get(name, ""), value):
@@ -179,37 +186,63 @@ class Declarer:
 
     def _subscribe(self, declaration: Declaration, topic: Route, queue: Route) -> None:
         """First the queue lets the topic in, then the topic knows of the queue: what comes to a closed door is lost."""
-        have = self._attributes(queue.target, "QueueArn", "Policy")
-        arn = have["QueueArn"]
-        if self._make and not policy.permits(have.get("Policy", ""), arn, topic.target):
-            self._permit(queue, arn, topic.target)
+        arn = self._let_in(topic, queue)
         options = topic_options(declaration)
         filters = options.filters.get(declaration.address.group)
         wanted = {"RawMessageDelivery": "true"}
         if filters is not None:
             wanted |= {"FilterPolicy": json.dumps(filters), "FilterPolicyScope": options.scope}
-        subscription = self._places.subscription(topic.target, arn)
-        if subscription is None:
-            if not self._make:
-                raise NotFound(f"{declaration.address} does not exist: its queue is not subscribed to {topic.native!r}")
-            what = f"subscribing queue {queue.native!r} to {topic.native!r}"
-            try:
-                reply = self._places.sns.call(
-                    "subscribe", what, TopicArn=topic.target, Protocol="sqs", Endpoint=arn, Attributes=wanted,
-                    ReturnSubscriptionArn=True,
-                )  # fmt: skip
-            except ConfigError as exc:  # somebody else was faster, with other attributes; or the filter is none
-                subscription = self._places.subscription(topic.target, arn)
-                if subscription is None:
-                    raise
-                del exc
-            else:
-                subscription = str(reply["SubscriptionArn"])
+        subscription = self._subscription(declaration.address, topic, queue, arn, wanted)
         self._compare_subscription(declaration.address, subscription, wanted)
+
+    def _let_in(self, topic: Route, queue: Route) -> str:
+        """
+        The ARN of the queue, whose policy lets the topic send to it now. Policies are written as a whole, so two writers lose
+        one of theirs: write until ours stays.
+        """
+        for _ in range(ROUNDS):
+            arn, is_open = self._opened(topic, queue)
+            if is_open:
+                return arn
+            time.sleep(0.02 + 0.1 * chance())
+        raise Unavailable(f"letting a topic send to queue {queue.native!r}: others keep writing its policy")
+
+    @patiently
+    def _opened(self, topic: Route, queue: Route) -> tuple[str, bool]:
+        """The ARN of the queue, and whether there was nothing to write into its policy."""
+        have = self._attributes(queue.target, "QueueArn", "Policy")
+        arn, document = have["QueueArn"], have.get("Policy", "")
+        if not self._make or policy.permits(document, arn, topic.target):
+            return arn, True
+        new = policy.permitting(document, arn, topic.target)
+        what = f"letting a topic send to queue {queue.native!r}"
+        self._places.sqs.call("set_queue_attributes", what, QueueUrl=queue.target, Attributes={"Policy": new})
+        return arn, False
+
+    def _subscription(self, address: Address, topic: Route, queue: Route, arn: str, wanted: Mapping[str, str]) -> str:
+        """Of the queue to the topic, by its ARN."""
+        subscription = self._found(topic.target, arn)
+        if subscription is not None:
+            return subscription
+        if not self._make:
+            raise NotFound(f"{address} does not exist: its queue is not subscribed to {topic.native!r}")
+        what = f"subscribing queue {queue.native!r} to {topic.native!r}"
+        try:
+            reply = patiently(self._places.sns.call)(
+                "subscribe", what, TopicArn=topic.target, Protocol="sqs", Endpoint=arn, Attributes=wanted,
+                ReturnSubscriptionArn=True,
+            )  # fmt: skip
+        except ConfigError:  # somebody else was faster, with other attributes; or the filter is none
+            subscription = self._found(topic.target, arn)
+            if subscription is None:
+                raise
+            return subscription
+        return str(reply["SubscriptionArn"])
 
     def _compare_subscription(self, address: Address, subscription: str, wanted: Mapping[str, str]) -> None:
         what = f"looking at the subscription of {address}"
-        have = self._places.sns.call("get_subscription_attributes", what, SubscriptionArn=subscription)["Attributes"]
+        reply = patiently(self._places.sns.call)("get_subscription_attributes", what, SubscriptionArn=subscription)
+        have = reply["Attributes"]
         for name in ("RawMessageDelivery", "FilterPolicy", "FilterPolicyScope"):
             is_, ours = have.get(name, ""), wanted.get(name, "")
             if name == "FilterPolicyScope" and "FilterPolicy" not in wanted:
@@ -220,18 +253,6 @@ class Declarer:
                     f"{address} is declared with {name}={ours!r} and its subscription exists with {name}={is_!r}; "
                     "change the declaration, or the subscription by hand"
                 )
-
-    def _permit(self, queue: Route, queue_arn: str, topic_arn: str) -> None:
-        """Policies are written as a whole, so two writers lose one of theirs: write until ours stays."""
-        what = f"letting a topic send to queue {queue.native!r}"
-        for _ in range(ROUNDS):
-            have = self._attributes(queue.target, "Policy").get("Policy", "")
-            if policy.permits(have, queue_arn, topic_arn):
-                return
-            new = policy.permitting(have, queue_arn, topic_arn)
-            self._places.sqs.call("set_queue_attributes", what, QueueUrl=queue.target, Attributes={"Policy": new})
-            time.sleep(0.02 + 0.1 * chance())
-        raise Unavailable(f"{what}: others keep writing its policy")
 
 
 def _other_kind(address: Address, fifo: bool) -> TopologyMismatch:

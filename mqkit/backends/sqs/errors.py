@@ -68,7 +68,6 @@ _CREDENTIALS = (
     native.ProfileNotFound,
     native.TokenRetrievalError,
 )
-# Such a call had no effect.
 _THROTTLED = {
     "KmsThrottled",
     "RequestThrottled",
@@ -76,25 +75,9 @@ _THROTTLED = {
     "ThrottledException",
     "Throttling",
     "ThrottlingException",
-    "TooManyRequestsException",
 }
 # Of services that give credentials, beside answers of 500 and more. Source: AWS STS API, AssumeRoleWithWebIdentity
-_PASSING = {*_THROTTLED, "IDPCommunicationError"}
-# Calls that only look, or make what may be there already. Those that overwrite are not among them: another may have written
-# meanwhile, looked, and seen that all was well. Source: AWS SQS API, CreateQueue; AWS SNS API, CreateTopic, Subscribe
-_REPEATABLE = {
-    "create_queue",
-    "create_topic",
-    "get_queue_attributes",
-    "get_queue_url",
-    "get_subscription_attributes",
-    "get_topic_attributes",
-    "list_queue_tags",
-    "list_queues",
-    "list_subscriptions_by_topic",
-    "list_topics",
-    "subscribe",
-}
+_PASSING = {*_THROTTLED, "IDPCommunicationError", "TooManyRequestsException"}
 
 # Error codes, as they are or behind a prefix with dots.
 CODES: dict[str, tuple[type[MqkitError], str]] = {
@@ -203,14 +186,12 @@ def of_code(code: str, text: str, endpoint: object, what: str, *, status: int = 
     return ConfigError(f"{endpoint} refuses a call ({shown})")
 
 
-def may_be_repeated(operation: str, exc: BaseException | None) -> bool:
-    """
-    After what a call raised in the driver: has the server answered that it cannot just now, and does the same call once more
-    no harm? One that does not answer has taken its time already.
-    """
-    if not isinstance(exc, native.ClientError):
+def may_pass(error: MqkitError) -> bool:
+    """Has the server answered that it cannot just now? For one that does not answer, time has been given already."""
+    cause = error.__cause__
+    if not isinstance(cause, native.ClientError):
         return False
-    return _code(exc) in _THROTTLED or (_status(exc) >= 500 and operation in _REPEATABLE)
+    return _code(cause) in _THROTTLED or (isinstance(error, Lost) and _status(cause) >= 500)
 
 
 def publish_error(error: MqkitError) -> MqkitError:

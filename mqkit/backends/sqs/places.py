@@ -135,7 +135,7 @@ class Places:
     def _client(self, service: str) -> Client:
         with self._lock:
             if service not in self._made:
-                self._made[service] = self._clients.make(service, connections=CONNECTIONS, declares=True)
+                self._made[service] = self._clients.make(service, connections=CONNECTIONS, checked=True)
             return self._made[service]
 
     def _queue(self, address: Address) -> Route:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any, Literal
 
 import pytest
 
 from mqkit import Bus, Queue, Topic
-from mqkit.backends.sqs.clients import PAUSES
-from mqkit.errors import Denied, Lost, PublishUnknown, Unavailable
+from mqkit._topology import source_declaration
+from mqkit.backends.sqs.patience import PAUSES
+from mqkit.errors import (
+    Denied,
+    Lost,
+    MqkitError,
+    PublishFailed,
+    PublishUnknown,
+    TopologyMismatch,
+    Unavailable,
+)
 from mqkit.testing.brokers.aws import REGION
 from tests.sqs_server import Faltering, HttpServer, Refusing, SqsHarness
 
 pytestmark = pytest.mark.slow
 
-OVERWRITING = ("SetQueueAttributes", "TagQueue")
+LOOKING = {"GetQueueUrl", "GetQueueAttributes", "ListQueueTags", "ListTopics", "ListSubscriptionsByTopic"}
+MAKING = {"CreateQueue", "CreateTopic", "Subscribe"}
 
 
 @pytest.fixture
@@ -31,25 +43,35 @@ def to(server: HttpServer, harness: SqsHarness, cleanup: ExitStack) -> Bus:
     return harness.bus(harness.url.replace(f"{host}:{port}", f"{host}:{server.port}"))
 
 
+def declare_source(bus: Bus, queue: Queue[Any], *, order: Literal["none", "key"]) -> None:
+    """As a consumer does."""
+    admin = bus.link.backend.admin()
+    try:
+        admin.declare([source_declaration(queue, None, "sqs", order=order)])
+    finally:
+        admin.close()
+
+
 @pytest.mark.parametrize(
-    ("status", "code", "after", "spared"),
-    [
-        (400, "ThrottlingException", False, ()),
-        (500, "InternalError", False, OVERWRITING),
-        (503, "ServiceUnavailable", True, OVERWRITING),
-    ],
+    ("status", "code", "after"),
+    [(400, "ThrottlingException", False), (500, "InternalError", False), (503, "ServiceUnavailable", True)],
 )
-def test_what_the_server_cannot_just_now_is_asked_again(
-    harness: SqsHarness, cleanup: ExitStack, status: int, code: str, after: bool, spared: tuple[str, ...]
+def test_what_the_server_cannot_just_now_is_tried_again(
+    harness: SqsHarness, cleanup: ExitStack, status: int, code: str, after: bool
 ) -> None:
-    server = Faltering(harness.endpoint(), 2, status, code, spared=spared, after=after)
+    server = Faltering(harness.endpoint(), 2, status, code, after=after)
     bus = to(server, harness, cleanup)
-    words, events = Queue(harness.unique("words"), str), Topic(harness.unique("events"), str, groups=["a", "b"])
+    words = Queue(harness.unique("words"), str, key=str)
+    events = Topic(harness.unique("events"), str, groups=["a", "b"])
 
-    bus.declare(words, events)
+    declare_source(bus, words, order="key")
+    bus.declare(events)
 
-    for operation in {"GetQueueUrl", "CreateQueue", "CreateTopic", "ListSubscriptionsByTopic", "Subscribe"}:
+    for operation in LOOKING | MAKING:
         assert server.asked[operation] >= 3, operation
+    # Looked at before it is written once more, and there are two groups with a policy each.
+    assert server.asked["TagQueue"] == (1 if after else 3)
+    assert server.asked["SetQueueAttributes"] == (2 if after else 4)
     assert len(harness.subscriptions(events.name)) == 2
     harness.bus().publish(events, "event")
     for group in ("a", "b"):
@@ -58,7 +80,7 @@ def test_what_the_server_cannot_just_now_is_asked_again(
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "ThrottlingException"), (500, "InternalError")])
-def test_it_is_asked_a_few_times_and_no_more(harness: SqsHarness, cleanup: ExitStack, status: int, code: str) -> None:
+def test_it_is_tried_a_few_times_and_no_more(harness: SqsHarness, cleanup: ExitStack, status: int, code: str) -> None:
     server = Faltering(harness.endpoint(), 1000, status, code)
     bus = to(server, harness, cleanup)
 
@@ -68,7 +90,7 @@ def test_it_is_asked_a_few_times_and_no_more(harness: SqsHarness, cleanup: ExitS
     assert server.asked == {"GetQueueUrl": 1 + len(PAUSES)}
 
 
-def test_a_server_that_takes_its_time_to_say_so_is_asked_less_often(harness: SqsHarness, cleanup: ExitStack) -> None:
+def test_what_takes_the_server_its_time_is_tried_less_often(harness: SqsHarness, cleanup: ExitStack) -> None:
     server = Faltering(harness.endpoint(), 1000, 500, "InternalError", delay=2.6)
     bus = to(server, harness, cleanup)
 
@@ -78,34 +100,49 @@ def test_a_server_that_takes_its_time_to_say_so_is_asked_less_often(harness: Sqs
     assert server.asked["GetQueueUrl"] <= 2
 
 
-def test_what_overwrites_is_not_repeated_for_another_may_have_written_meanwhile(
-    harness: SqsHarness, cleanup: ExitStack
-) -> None:
-    server = Faltering(harness.endpoint(), 1, 500, "InternalError", operations=["SetQueueAttributes"], after=True)
-    bus = to(server, harness, cleanup)
+def test_a_policy_that_another_writes_meanwhile_is_kept(harness: SqsHarness, cleanup: ExitStack) -> None:
     events = Topic(harness.unique("events"), str, groups=["all"])
+    theirs = {"Sid": "theirs", "Effect": "Deny", "Principal": "*", "Action": "sqs:ReceiveMessage", "Resource": "*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [theirs]})
+    server = Faltering(
+        harness.endpoint(), 2, 400, "ThrottlingException", operations=["SetQueueAttributes"],
+        meanwhile=lambda: harness.set_policy(events, "all", document),
+    )  # fmt: skip
 
-    with pytest.raises(Lost):
-        bus.declare(events)
-    assert server.asked["SetQueueAttributes"] == 1
+    to(server, harness, cleanup).declare(events)
 
-    bus.declare(events)
-    assert server.asked["SetQueueAttributes"] == 1  # it had been done
-    assert len(harness.subscriptions(events.name)) == 1
+    assert server.asked["SetQueueAttributes"] == 3
+    assert [one["Sid"][:5] for one in harness.policy(events, "all")["Statement"]] == ["their", "mqkit"]
 
 
-def test_a_message_is_not_sent_again(harness: SqsHarness, cleanup: ExitStack) -> None:
-    server = Faltering(harness.endpoint(), 1, 500, "InternalError", operations=["SendMessageBatch"], after=True)
+def test_of_two_orders_only_one_is_agreed_on(harness: SqsHarness, cleanup: ExitStack) -> None:
+    words = Queue(harness.unique("words"), str, key=str)
+    server = Faltering(
+        harness.endpoint(), 2, 400, "ThrottlingException", operations=["TagQueue"],
+        meanwhile=lambda: declare_source(harness.bus(), words, order="key"),
+    )  # fmt: skip
+
+    with pytest.raises(TopologyMismatch, match="order='key'"):
+        declare_source(to(server, harness, cleanup), words, order="none")
+
+    assert server.asked["TagQueue"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [(400, "ThrottlingException", PublishFailed), (500, "InternalError", PublishUnknown)],
+)
+def test_a_message_is_not_sent_again(
+    harness: SqsHarness, cleanup: ExitStack, status: int, code: str, error: type[MqkitError]
+) -> None:
+    server = Faltering(harness.endpoint(), 1, status, code, operations=["SendMessageBatch"])
     bus = to(server, harness, cleanup)
-    words = Queue(harness.unique("words"), str)
 
-    with pytest.raises(PublishUnknown):
-        bus.publish(words, "once")
+    with pytest.raises(MqkitError) as caught:
+        bus.publish(Queue(harness.unique("words"), str), "once")
 
+    assert type(caught.value) is error
     assert server.asked["SendMessageBatch"] == 1
-    with harness.bus().subscription(words) as messages:
-        assert [delivery.payload for delivery in harness.take(messages, 1)] == ["once"]
-        assert messages.receive(timeout=1.0) == []
 
 
 def test_a_refusal_is_final(cleanup: ExitStack) -> None:

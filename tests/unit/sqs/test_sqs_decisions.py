@@ -13,7 +13,7 @@ from mqkit.backends.base import Address, Received
 from mqkit.backends.sqs import policy
 from mqkit.backends.sqs.errors import (
     ERRORS,
-    may_be_repeated,
+    may_pass,
     of_code,
     publish_error,
     translate,
@@ -235,26 +235,23 @@ def test_codes_have_a_meaning(code: str, status: int, kind: type[MqkitError]) ->
 
 
 @pytest.mark.parametrize(
-    ("operation", "code", "status", "again"),
+    ("code", "status", "again"),
     [
-        ("subscribe", "InternalError", 500, True),
-        ("create_queue", "502", 502, True),
-        ("set_queue_attributes", "InternalError", 500, False),
-        ("delete_queue", "ServiceUnavailable", 503, False),
-        ("send_message_batch", "InternalError", 500, False),
-        ("set_queue_attributes", "Throttling", 400, True),
-        ("list_topics", "ThrottledException", 429, True),
-        ("get_queue_url", "AWS.SimpleQueueService.RequestThrottled", 403, True),
-        ("get_queue_url", "AWS.SimpleQueueService.NonExistentQueue", 400, False),
-        ("get_queue_url", "AccessDenied", 403, False),
+        ("InternalError", 500, True),
+        ("502", 502, True),
+        ("Throttling", 400, True),
+        ("ThrottledException", 429, True),
+        ("AWS.SimpleQueueService.RequestThrottled", 403, True),
+        ("AWS.SimpleQueueService.NonExistentQueue", 400, False),
+        ("AccessDenied", 403, False),
+        ("404", 404, False),
+        ("SomethingNew", 400, False),
     ],
 )
-def test_only_what_does_no_harm_and_may_succeed_is_asked_again(
-    operation: str, code: str, status: int, again: bool
-) -> None:
+def test_what_may_pass_is_told_from_what_stays(code: str, status: int, again: bool) -> None:
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
 
-    assert may_be_repeated(operation, native.ClientError(answer, operation)) is again
+    assert may_pass(translated(native.ClientError(answer, "ListTopics"))) is again
 
 
 @pytest.mark.parametrize(
@@ -262,12 +259,20 @@ def test_only_what_does_no_harm_and_may_succeed_is_asked_again(
     [
         native.ReadTimeoutError(endpoint_url="x"),
         native.EndpointConnectionError(endpoint_url="x"),
+        native.ConnectionClosedError(endpoint_url="x"),
         native.NoCredentialsError(),
-        None,
+        ValueError("x"),
     ],
 )
-def test_a_server_that_does_not_answer_is_not_asked_again(error: BaseException | None) -> None:
-    assert not may_be_repeated("list_topics", error)
+def test_what_is_no_answer_does_not_pass(error: Exception) -> None:
+    assert not may_pass(translated(error))
+
+
+def translated(error: Exception) -> MqkitError:
+    """As a client raises it."""
+    ours = translate(error, "SQS", "looking")
+    ours.__cause__ = error
+    return ours
 
 
 @pytest.mark.parametrize(
