@@ -12,4 +12,4 @@ settings.load_profile("untimed")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The torture begins first: it is long, and at the end the other processes of the run would have nothing left to do."""
-    items.sort(key=lambda item: "torture" not in item.path.parts)
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/torture/"))

@@ -6,7 +6,6 @@ import itertools
 import json
 import ssl
 import threading
-import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -245,7 +244,6 @@ class Faltering(HttpServer):
         operations: At which it falters; none for all.
         after: Whether the emulator has done then what it was asked for.
         meanwhile: Happens before the first of these answers is given.
-        delay: Seconds each of them takes.
     """
 
     def __init__(
@@ -258,7 +256,6 @@ class Faltering(HttpServer):
         operations: Collection[str] = (),
         after: bool = False,
         meanwhile: Callable[[], None] = lambda: None,
-        delay: float = 0.0,
     ) -> None:
         self.asked: Counter[str] = Counter()  # by operation, as AWS names it
         lock = threading.Lock()
@@ -267,14 +264,14 @@ class Faltering(HttpServer):
             operation = _operation(headers, body)
             with lock:
                 self.asked[operation] += 1
+                first = self.asked[operation] == 1
                 falters = self.asked[operation] <= times and (not operations or operation in operations)
             if not falters:
                 return _forward(server, headers, body)
             if after:
                 _forward(server, headers, body)
-            if self.asked[operation] == 1:
+            if first:
                 meanwhile()
-            time.sleep(delay)
             return _error(headers, status, code)
 
         super().__init__(answer)

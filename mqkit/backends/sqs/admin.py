@@ -34,14 +34,12 @@ class SqsAdmin:
         self._readers: dict[Address, Reader] = {}
 
     def declare(self, declarations: Sequence[Declaration]) -> None:
-        declarer = Declarer(self._places, make=True)
         for each in declarations:
-            declarer.declare(each)
+            Declarer(self._places, make=True).declare(each)
 
     def check(self, declarations: Sequence[Declaration]) -> None:
-        declarer = Declarer(self._places, make=False)
         for each in declarations:
-            declarer.declare(each)
+            Declarer(self._places, make=False).declare(each)
 
     def describe(self) -> Sequence[Depth]:
         workers = Workers(CONNECTIONS, "mqkit-sqs-count")

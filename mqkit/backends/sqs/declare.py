@@ -11,7 +11,7 @@ from mqkit._chance import chance
 from mqkit.backends.base import Address, Declaration
 from mqkit.backends.sqs import policy
 from mqkit.backends.sqs.names import tags_of
-from mqkit.backends.sqs.patience import patiently
+from mqkit.backends.sqs.patience import Patience
 from mqkit.backends.sqs.places import Places, Route
 from mqkit.errors import ConfigError, NotFound, TopologyMismatch, Unavailable
 from mqkit.native import SnsTopic, SqsQueue
@@ -37,6 +37,8 @@ def topic_options(declaration: Declaration) -> SnsTopic:
 
 class Declarer:
     """
+    For one declaration.
+
     Args:
         make: Whether to make what is missing; else it is `NotFound`.
     """
@@ -44,9 +46,7 @@ class Declarer:
     def __init__(self, places: Places, *, make: bool) -> None:
         self._places = places
         self._make = make
-        self._exists = patiently(places.exists)
-        self._arn = patiently(places.arn)
-        self._found = patiently(places.subscription)
+        self._patiently = Patience()
 
     def declare(self, declaration: Declaration) -> None:
         address, fifo = declaration.address, declaration.keyed
@@ -67,7 +67,7 @@ class Declarer:
         self._queue(Declaration(address.dead_letters), fifo=False)
         if fifo:
             self._delay(address)
-            self._agree_on_order(declaration, queue)
+            self._patiently(self._agree_on_order, declaration, queue)
         if topic is not None:
             self._subscribe(declaration, topic, queue)
 
@@ -77,9 +77,9 @@ class Declarer:
         address, places = declaration.address, self._places
         native = places.names.queue(address, fifo=fifo)
         wanted = {} if address.dead else queue_options(declaration).attributes
-        url = self._exists(native)
+        url = self._url(native)
         if url is None:
-            if not address.dead and self._exists(places.names.queue(address, fifo=not fifo)) is not None:
+            if not address.dead and self._url(places.names.queue(address, fifo=not fifo)) is not None:
                 raise _other_kind(address, fifo)
             url = self._create(address, native, wanted, fifo=fifo)
         elif wanted:
@@ -90,7 +90,7 @@ class Declarer:
 
     def _delay(self, address: Address) -> None:
         native = self._places.names.delay(address)
-        if self._exists(native) is None:
+        if self._url(native) is None:
             self._create(address, native, {}, fifo=False)
 
     def _create(self, address: Address, native: str, wanted: Mapping[str, str], *, fifo: bool) -> str:
@@ -102,30 +102,33 @@ class Declarer:
         if tags := tags_of(address, native):
             arguments["tags"] = tags
         try:
-            patiently(self._places.sqs.call)("create_queue", what, **arguments)
+            self._patiently(self._places.sqs.call, "create_queue", what, **arguments)
         except TopologyMismatch:  # made by somebody else at the same moment
-            url = patiently(self._places.url)(native)
+            url = self._usable(native)
             self._compare(address, url, wanted)
             return url
         return self._usable(native)
 
     def _usable(self, native: str) -> str:
         until = time.monotonic() + USABLE
-        while (url := self._exists(native)) is None:
+        while (url := self._url(native)) is None:
             if time.monotonic() > until:
                 raise Unavailable(f"queue {native!r} was made and is not there after {USABLE:g} s")
             time.sleep(0.2)
         return url
 
+    def _url(self, native: str) -> str | None:
+        """Of a queue, if there is one."""
+        return self._patiently(self._places.exists, native)
+
     def _compare(self, address: Address, url: str, wanted: Mapping[str, str]) -> None:
-        have = patiently(self._attributes)(url, *wanted) if wanted else {}
+        have = self._patiently(self._attributes, url, *wanted) if wanted else {}
         for name, value in wanted.items():
             if not _alike(have.get(name, ""), value):
                 raise TopologyMismatch(
                     f"{address} is declared with {name}={value!r} and exists with {name}={have.get(name)!r}; change one of them"
                 )
 
-    @patiently
     def _agree_on_order(self, declaration: Declaration, queue: Route) -> None:
         """The first consumer decides. Two that decide at the same moment both read what stayed."""
         wanted = declaration.order
@@ -161,19 +164,19 @@ class Declarer:
         places = self._places
         native = places.names.topic(address, fifo=fifo)
         wanted = topic_options(declaration).attributes
-        arn = self._arn(native)
+        arn = self._topic_arn(native)
         if arn is None:
-            if address.kind == "topic" and self._arn(places.names.topic(address, fifo=not fifo)) is not None:
+            if address.kind == "topic" and self._topic_arn(places.names.topic(address, fifo=not fifo)) is not None:
                 raise _other_kind(address, fifo)
             if not self._make:
                 raise NotFound(f"{address} does not exist: there is no topic {native!r} ({places.sns.endpoint})")
             attributes = {**(_FIFO_TOPIC if fifo else {}), **wanted}
             what = f"making topic {native!r}"
-            reply = patiently(places.sns.call)("create_topic", what, Name=native, Attributes=attributes)
+            reply = self._patiently(places.sns.call, "create_topic", what, Name=native, Attributes=attributes)
             arn = str(reply["TopicArn"])
         elif wanted:
             what = f"looking at topic {native!r}"
-            reply = patiently(places.sns.call)("get_topic_attributes", what, TopicArn=arn)
+            reply = self._patiently(places.sns.call, "get_topic_attributes", what, TopicArn=arn)
             have = reply.get("Attributes", {})
             for name, value in wanted.items():
                 if not _alike(have.get(name, ""), value):
@@ -183,6 +186,10 @@ class Declarer:
         route = Route("topic", arn, native, fifo)
         places.learn(address, route)
         return route
+
+    def _topic_arn(self, native: str) -> str | None:
+        """If there is such a topic."""
+        return self._patiently(self._places.arn, native)
 
     def _subscribe(self, declaration: Declaration, topic: Route, queue: Route) -> None:
         """First the queue lets the topic in, then the topic knows of the queue: what comes to a closed door is lost."""
@@ -197,17 +204,16 @@ class Declarer:
 
     def _let_in(self, topic: Route, queue: Route) -> str:
         """
-        The ARN of the queue, whose policy lets the topic send to it now. Policies are written as a whole, so two writers lose
-        one of theirs: write until ours stays.
+        The ARN of the queue, whose policy lets the topic send to it if that is ours to arrange. Policies are written as a
+        whole, so two writers lose one of theirs: write until ours stays.
         """
         for _ in range(ROUNDS):
-            arn, is_open = self._opened(topic, queue)
+            arn, is_open = self._patiently(self._opened, topic, queue)
             if is_open:
                 return arn
             time.sleep(0.02 + 0.1 * chance())
         raise Unavailable(f"letting a topic send to queue {queue.native!r}: others keep writing its policy")
 
-    @patiently
     def _opened(self, topic: Route, queue: Route) -> tuple[str, bool]:
         """The ARN of the queue, and whether there was nothing to write into its policy."""
         have = self._attributes(queue.target, "QueueArn", "Policy")
@@ -221,19 +227,19 @@ class Declarer:
 
     def _subscription(self, address: Address, topic: Route, queue: Route, arn: str, wanted: Mapping[str, str]) -> str:
         """Of the queue to the topic, by its ARN."""
-        subscription = self._found(topic.target, arn)
+        subscription = self._patiently(self._places.subscription, topic.target, arn)
         if subscription is not None:
             return subscription
         if not self._make:
             raise NotFound(f"{address} does not exist: its queue is not subscribed to {topic.native!r}")
         what = f"subscribing queue {queue.native!r} to {topic.native!r}"
         try:
-            reply = patiently(self._places.sns.call)(
-                "subscribe", what, TopicArn=topic.target, Protocol="sqs", Endpoint=arn, Attributes=wanted,
+            reply = self._patiently(
+                self._places.sns.call, "subscribe", what, TopicArn=topic.target, Protocol="sqs", Endpoint=arn, Attributes=wanted,
                 ReturnSubscriptionArn=True,
             )  # fmt: skip
         except ConfigError:  # somebody else was faster, with other attributes; or the filter is none
-            subscription = self._found(topic.target, arn)
+            subscription = self._patiently(self._places.subscription, topic.target, arn)
             if subscription is None:
                 raise
             return subscription
@@ -241,7 +247,9 @@ class Declarer:
 
     def _compare_subscription(self, address: Address, subscription: str, wanted: Mapping[str, str]) -> None:
         what = f"looking at the subscription of {address}"
-        reply = patiently(self._places.sns.call)("get_subscription_attributes", what, SubscriptionArn=subscription)
+        reply = self._patiently(
+            self._places.sns.call, "get_subscription_attributes", what, SubscriptionArn=subscription
+        )
         have = reply["Attributes"]
         for name in ("RawMessageDelivery", "FilterPolicy", "FilterPolicyScope"):
             is_, ours = have.get(name, ""), wanted.get(name, "")

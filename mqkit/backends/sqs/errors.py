@@ -69,6 +69,7 @@ _CREDENTIALS = (
     native.TokenRetrievalError,
 )
 _THROTTLED = {
+    "KMSThrottling",
     "KmsThrottled",
     "RequestThrottled",
     "Throttled",
@@ -103,12 +104,15 @@ CODES: dict[str, tuple[type[MqkitError], str]] = {
     "ExpiredTokenException": (Denied, "says that the credentials have run out"),
     "SignatureDoesNotMatch": (Denied, "refuses the signature: the secret is wrong, or the clock of this machine"),
     "RequestExpired": (Denied, "refuses the signature: the clock of this machine is wrong"),
-    "KmsAccessDenied": (Denied, "may not use the key of this queue"),
-    "KmsDisabled": (Denied, "has this queue encrypted with a key that is disabled"),
-    "KmsNotFound": (Denied, "has this queue encrypted with a key that is gone"),
-    "KmsInvalidState": (Denied, "has this queue encrypted with a key that cannot be used"),
+    # SNS and SQS spell these each in its own way.
+    **dict.fromkeys(("KMSAccessDenied", "KmsAccessDenied"), (Denied, "may not use the key of this queue or topic")),
+    **dict.fromkeys(("KMSDisabled", "KmsDisabled"), (Denied, "encrypts this with a key that is disabled")),
+    **dict.fromkeys(("KMSNotFound", "KmsNotFound"), (Denied, "encrypts this with a key that is gone")),
+    **dict.fromkeys(("KMSInvalidState", "KmsInvalidState"), (Denied, "encrypts this with a key that cannot be used")),
+    **dict.fromkeys(
+        ("KMSOptInRequired", "KmsOptInRequired"), (Denied, "wants this account to be given the use of keys")
+    ),
     **dict.fromkeys(_THROTTLED, (Unavailable, "is asked too often")),
-    "KmsThrottled": (Unavailable, "is asked for the key of this queue too often"),
     "OverLimit": (Unavailable, "has as many messages in hand as it allows; settle some"),
     "ServiceUnavailable": (Lost, "is not available"),
     "InternalError": (Lost, "has a problem"),
@@ -187,7 +191,10 @@ def of_code(code: str, text: str, endpoint: object, what: str, *, status: int = 
 
 
 def may_pass(error: MqkitError) -> bool:
-    """Has the server answered that it cannot just now? For one that does not answer, time has been given already."""
+    """
+    Has the server answered that it cannot just now? One that does not answer had its time, and who gives credentials was asked
+    again by the driver.
+    """
     cause = error.__cause__
     if not isinstance(cause, native.ClientError):
         return False

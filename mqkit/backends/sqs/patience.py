@@ -1,8 +1,7 @@
-"""Trying a step of a declaration again where the server answers that it cannot just now, as clients of AWS do."""
+"""What a declaration has with a server that answers that it cannot just now, as clients of AWS have."""
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -11,29 +10,33 @@ from mqkit._chance import chance
 from mqkit.backends.sqs.errors import may_pass
 from mqkit.errors import MqkitError
 
-PAUSES = (0.1, 0.2, 0.4, 0.8)  # seconds at most, each before a step is tried again
-LONGEST = 5.0  # seconds of one step, after which it is not
+LOST = 3.0  # seconds in one declaration for attempts that fail and pauses after them; publishes may be waiting for it
+PAUSES = (0.1, 0.8)  # seconds before a step is tried again, at most: the first, which is doubled, and the longest
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def patiently(step: Callable[P, T]) -> Callable[P, T]:
-    """
-    For what only looks, or makes what may be there already, or looks before it writes: a failed attempt may have had its
-    effect, and others may have written since.
-    """
+class Patience:
+    """It is used up by what fails."""
 
-    @functools.wraps(step)
-    def again(*args: P.args, **kwargs: P.kwargs) -> T:
-        until = time.monotonic() + LONGEST
-        for pause in PAUSES:
+    def __init__(self) -> None:
+        self._left = LOST
+
+    def __call__(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        Args:
+            step: Only looks, or makes what may be there already, or looks before it writes: an attempt that failed may have had
+                its effect, and others may have written since.
+        """
+        pause, longest = PAUSES
+        while True:
+            began = time.monotonic()
             try:
                 return step(*args, **kwargs)
             except MqkitError as exc:
-                if not may_pass(exc) or time.monotonic() > until:
+                self._left -= time.monotonic() - began + pause
+                if not may_pass(exc) or self._left < 0:
                     raise
             time.sleep(pause * (1 + chance()) / 2)  # those that were throttled together come apart
-        return step(*args, **kwargs)
-
-    return again
+            pause = min(2 * pause, longest)

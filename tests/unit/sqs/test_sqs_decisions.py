@@ -223,6 +223,10 @@ def test_what_had_no_effect_is_told_from_what_nobody_knows(error: BaseException,
         ("InvalidClientTokenId", 403, Denied),
         ("SomethingNew", 403, Denied),
         ("RequestThrottled", 400, Unavailable),
+        ("KMSThrottling", 400, Unavailable),
+        ("KmsThrottled", 400, Unavailable),
+        ("KMSAccessDenied", 400, Denied),
+        ("KmsOptInRequired", 400, Denied),
         ("SomethingNew", 503, Lost),
         ("502", 502, Lost),
         ("404", 404, Lost),
@@ -266,6 +270,14 @@ def test_what_may_pass_is_told_from_what_stays(code: str, status: int, again: bo
 )
 def test_what_is_no_answer_does_not_pass(error: Exception) -> None:
     assert not may_pass(translated(error))
+
+
+def test_credentials_were_asked_for_again_by_the_driver() -> None:
+    cause = native.ClientError({"Error": {"Code": "502"}, "ResponseMetadata": {"HTTPStatusCode": 502}}, "AssumeRole")
+    error = without_credentials(cause, "SQS", "looking")
+    error.__cause__ = cause
+
+    assert not may_pass(error)
 
 
 def translated(error: Exception) -> MqkitError:
