@@ -12,7 +12,7 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 # The one place that says how tests run: three processes, for many tests wait for a server more than they work; a file stays in
-# one of them, for its tests share servers; the torture begins first (tests/conftest.py), and the many short files of tests/unit
+# one of them, for its tests share servers; the longest begin first (tests/conftest.py), and the many short ones of tests/unit
 # come last and fill what is left.
 PYTEST := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 ARGS ?=
