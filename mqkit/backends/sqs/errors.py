@@ -77,7 +77,8 @@ _THROTTLED = {
     "Throttling",
     "ThrottlingException",
 }
-# Of services that give credentials, beside answers of 500 and more. Source: AWS STS API, AssumeRoleWithWebIdentity
+# Beside answers of 500 and more. The last two come from services that give credentials. Source: AWS STS API,
+# AssumeRoleWithWebIdentity
 _PASSING = {*_THROTTLED, "IDPCommunicationError", "TooManyRequestsException"}
 
 # Error codes, as they are or behind a prefix with dots.
@@ -158,7 +159,7 @@ def without_credentials(exc: BaseException, endpoint: object, what: str) -> Mqki
     them, and its answer is none of SQS: there `NotFound` or `Lost` would say something about a queue.
     """
     if isinstance(exc, native.ClientError):
-        if _status(exc) < 500 and _code(exc) not in _PASSING:
+        if not _passes(exc):
             return Denied(
                 f"{endpoint} cannot be asked: {exc.operation_name} refuses credentials ({what}: {_text(exc)})"
             )
@@ -191,14 +192,8 @@ def of_code(code: str, text: str, endpoint: object, what: str, *, status: int = 
 
 
 def may_pass(error: MqkitError) -> bool:
-    """
-    Has the server answered that it cannot just now? One that does not answer had its time, and who gives credentials was asked
-    again by the driver.
-    """
-    cause = error.__cause__
-    if not isinstance(cause, native.ClientError):
-        return False
-    return _code(cause) in _THROTTLED or (isinstance(error, Lost) and _status(cause) >= 500)
+    """Has AWS answered, for itself or about credentials, that it cannot just now? What does not answer had its time."""
+    return isinstance(error.__cause__, native.ClientError) and _passes(error.__cause__)
 
 
 def publish_error(error: MqkitError) -> MqkitError:
@@ -208,6 +203,10 @@ def publish_error(error: MqkitError) -> MqkitError:
     if isinstance(error, Unavailable):
         return PublishFailed(str(error))
     return error
+
+
+def _passes(exc: native.ClientError) -> bool:
+    return _status(exc) >= 500 or _code(exc) in _PASSING
 
 
 def _status(exc: native.ClientError) -> int:

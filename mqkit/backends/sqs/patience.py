@@ -10,7 +10,7 @@ from mqkit._chance import chance
 from mqkit.backends.sqs.errors import may_pass
 from mqkit.errors import MqkitError
 
-LOST = 3.0  # seconds in one declaration for attempts that fail and pauses after them; publishes may be waiting for it
+LONGEST = 3.0  # seconds of one declaration for attempts that fail and their pauses; publishes may be waiting for it
 PAUSES = (0.1, 0.8)  # seconds before a step is tried again, at most: the first, which is doubled, and the longest
 
 P = ParamSpec("P")
@@ -21,7 +21,7 @@ class Patience:
     """It is used up by what fails."""
 
     def __init__(self) -> None:
-        self._left = LOST
+        self._left = LONGEST
 
     def __call__(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """

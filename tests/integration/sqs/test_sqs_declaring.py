@@ -38,7 +38,7 @@ def cleanup() -> Iterator[ExitStack]:
 @pytest.fixture
 def longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that stands still for a moment uses no patience up."""
-    monkeypatch.setattr(patience, "LOST", 60.0)
+    monkeypatch.setattr(patience, "LONGEST", 60.0)
 
 
 def to(server: HttpServer, harness: SqsHarness, cleanup: ExitStack, **options: Any) -> Bus:

@@ -272,12 +272,16 @@ def test_what_is_no_answer_does_not_pass(error: Exception) -> None:
     assert not may_pass(translated(error))
 
 
-def test_credentials_were_asked_for_again_by_the_driver() -> None:
-    cause = native.ClientError({"Error": {"Code": "502"}, "ResponseMetadata": {"HTTPStatusCode": 502}}, "AssumeRole")
+@pytest.mark.parametrize(
+    ("code", "status", "again"),
+    [("502", 502, True), ("Throttling", 400, True), ("IDPCommunicationError", 400, True), ("AccessDenied", 403, False)],
+)
+def test_credentials_that_cannot_be_given_just_now_may_pass_too(code: str, status: int, again: bool) -> None:
+    cause = native.ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "AssumeRole")
     error = without_credentials(cause, "SQS", "looking")
     error.__cause__ = cause
 
-    assert not may_pass(error)
+    assert may_pass(error) is again
 
 
 def translated(error: Exception) -> MqkitError:
